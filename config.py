@@ -1,0 +1,300 @@
+"""Every setting: its environment variable, type, default and reason.
+
+Read once at start by `load` and passed down; nothing else in the code reads the environment. `docs/settings.md` is this
+table printed by `python -m server settings`, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class SettingsError(Exception):
+    """One or more environment variables hold a value that cannot be used. The text names each and what was expected."""
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ValueError(f"a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _boolean(value: str) -> bool:
+    match value.strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    raise ValueError("true or false")
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.upper() not in choices:
+            raise ValueError("one of " + ", ".join(choices))
+        return value.upper()
+
+    return parse
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _path(value: str) -> Path:
+    return Path(value).expanduser().absolute()
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in schemes or (parts.scheme != "memory" and not parts.netloc and not parts.query):
+            raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
+        return value.rstrip("/") if parts.scheme.startswith("http") else value
+
+    return parse
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    origins = _names(value)
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or parts.fragment:
+            raise ValueError("exact origins such as https://chat.example.com, separated by commas, without a path")
+    return tuple(origin.lower() for origin in origins)
+
+
+def _secret(value: str) -> str:
+    if len(value.encode()) < 32:
+        raise ValueError("at least 32 bytes")
+    return value
+
+
+def _setting(env: str, parse: Callable[[str], Any], default: Any, why: str, *, secret: bool = False) -> Any:
+    metadata = {"env": env, "parse": parse, "why": why, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one server process. Secrets are left out of `repr`."""
+
+    host: str = _setting("HOST", _text, "127.0.0.1", "Address to listen on; `0.0.0.0` for every interface.")
+    port: int = _setting("PORT", _integer(0, 65535), 8000, "Port to listen on; 0 takes a free one and prints it.")
+    data_dir: Path = _setting(
+        "DATA_DIR", _path, Path("data").absolute(), "Where the embedded database and the session key live."
+    )
+    log_level: str = _setting(
+        "LOG_LEVEL",
+        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        "INFO",
+        "Least level that is logged. User text is never logged.",
+    )
+
+    database_url: str | None = _setting(
+        "DATABASE_URL",
+        _url("postgres", "postgresql"),
+        None,
+        "A PostgreSQL (15 or newer) of yours. Unset: PostgreSQL 18 is started under `DATA_DIR`.",
+        secret=True,
+    )
+    database_pool_size: int = _setting(
+        "DATABASE_POOL_SIZE", _integer(2, 500), 10, "Most connections this process opens to PostgreSQL."
+    )
+    database_timeout_seconds: float = _setting(
+        "DATABASE_TIMEOUT_SECONDS", _seconds(0.1, 600), 10.0, "Longest wait for a connection, and for one statement."
+    )
+    broadcast_url: str = _setting(
+        "BROADCAST_URL", _url("memory"), "memory://", "The channel and token log. `memory://`: one server process."
+    )
+
+    anonymous_sessions: bool = _setting(
+        "ANONYMOUS_SESSIONS", _boolean, True, "Whether `startAnonymousSession` hands out identities without sign-in."
+    )
+    session_secret: str | None = _setting(
+        "SESSION_SECRET",
+        _secret,
+        None,
+        "Key that signs anonymous sessions. Unset: one is made and kept in `DATA_DIR`.",
+        secret=True,
+    )
+    session_ttl_seconds: int = _setting(
+        "SESSION_TTL_SECONDS", _integer(1, 31_536_000), 2_592_000, "Lifetime of an anonymous session (30 days)."
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        "ALLOWED_ORIGINS",
+        _origins,
+        (),
+        "Origins of web frontends, exact, separated by commas; used for CORS and for WebSockets alike.",
+    )
+
+    introspection: bool = _setting("INTROSPECTION", _boolean, True, "Whether the schema can be asked for.")
+    graphiql: bool = _setting("GRAPHIQL", _boolean, True, "Whether a browser at `/graphql` gets the GraphiQL page.")
+    max_request_bytes: int = _setting(
+        "MAX_REQUEST_BYTES",
+        _integer(1_024, 67_108_864),
+        1_048_576,
+        "Largest GraphQL request body and WebSocket message.",
+    )
+    max_message_bytes: int = _setting(
+        "MAX_MESSAGE_BYTES", _integer(1, 16_777_216), 262_144, "Largest text of one user message, in UTF-8 bytes."
+    )
+    max_sockets: int = _setting(
+        "MAX_SOCKETS", _integer(1, 1_000_000), 20_000, "Most WebSockets one process holds open."
+    )
+    max_subscriptions_per_socket: int = _setting(
+        "MAX_SUBSCRIPTIONS_PER_SOCKET",
+        _integer(1, 10_000),
+        100,
+        "Most operations that run at once on one WebSocket.",
+    )
+
+    shutdown_grace_seconds: float = _setting(
+        "SHUTDOWN_GRACE_SECONDS",
+        _seconds(0, 600),
+        10.0,
+        "How long running answers may go on after SIGTERM before they end as INTERRUPTED with their text kept.",
+    )
+    checkpoint_seconds: float = _setting(
+        "CHECKPOINT_SECONDS",
+        _seconds(0.05, 1),
+        0.5,
+        "How often the text of running answers is saved; what `kill -9` may cost on `memory://`.",
+    )
+    lease_seconds: float = _setting(
+        "LEASE_SECONDS", _seconds(1, 12), 10.0, "How long a silent server keeps its streams before others end them."
+    )
+    max_output_chars: int = _setting(
+        "MAX_OUTPUT_CHARS",
+        _integer(1_000, 64_000_000),
+        2_000_000,
+        "Longest answer that is kept; a longer one is ended with what had come.",
+    )
+    max_history_chars: int = _setting(
+        "MAX_HISTORY_CHARS",
+        _integer(1_000, 64_000_000),
+        400_000,
+        "Most text of a thread that is sent to a model; the oldest messages are left out first.",
+    )
+
+    default_model: str | None = _setting(
+        "DEFAULT_MODEL", _text, None, "Id of the model for turns that name none. Unset: the first one of `models`."
+    )
+    title_model: str | None = _setting(
+        "TITLE_MODEL", _text, None, "Id of the model that titles new threads. Unset: the first question is the title."
+    )
+    openai_api_key: str | None = _setting(
+        "OPENAI_API_KEY", _text, None, "Key for the chat-completions endpoint.", secret=True
+    )
+    openai_base_url: str = _setting(
+        "OPENAI_BASE_URL",
+        _url("http", "https"),
+        "https://api.openai.com/v1",
+        "Any endpoint that speaks the chat-completions format.",
+    )
+    openai_models: tuple[str, ...] = _setting(
+        "OPENAI_MODELS",
+        _names,
+        ("gpt-5-mini", "gpt-5"),
+        "Names of the endpoint's models to offer, separated by commas.",
+    )
+    provider_idle_seconds: float = _setting(
+        "PROVIDER_IDLE_SECONDS",
+        _seconds(0.1, 3_600),
+        60.0,
+        "Longest silence of a model, before its first word and between two, until the answer ends as FAILED.",
+    )
+    provider_total_seconds: float = _setting(
+        "PROVIDER_TOTAL_SECONDS", _seconds(1, 86_400), 1_800.0, "Longest duration of one answer."
+    )
+    scripted_models: bool = _setting(
+        "SCRIPTED_MODELS",
+        _boolean,
+        True,
+        "Whether the built-in models that need no network are offered. Turn off where users pay for real ones.",
+    )
+    scripted_models_file: Path | None = _setting(
+        "SCRIPTED_MODELS_FILE",
+        _path,
+        None,
+        "A JSON file of further scripted models, to play answers, speeds and faults (see docs/scripted-models.md).",
+    )
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings as the environment gives them; an empty value counts as unset.
+
+    Raises:
+        SettingsError: with one line for every variable that cannot be used.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for item in fields(Settings):
+        env = item.metadata["env"]
+        raw = environ.get(env, "")
+        if not raw:
+            continue
+        try:
+            values[item.name] = item.metadata["parse"](raw)
+        except ValueError as expected:
+            shown = "the value given" if item.metadata["secret"] else repr(raw[:80])
+            problems.append(f"{env}: {shown} is not usable; expected {expected}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return Settings(**values)
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, for the docs."""
+    lines = ["| variable | default | what it is |", "| --- | --- | --- |"]
+    for item in fields(Settings):
+        lines.append(
+            f"| `{item.metadata['env']}` | {_shown_default(item.name, item.default)} | {item.metadata['why']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _shown_default(name: str, default: object) -> str:
+    match default:
+        case None | ():
+            return "unset"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case tuple():
+            return f"`{','.join(default)}`"
+        case Path():
+            return f"`./{default.name}`"
+        case float():
+            return f"`{default:g}`"
+    return f"`{default}`"

@@ -1,0 +1,63 @@
+"""What a resolver is given: who is asking, the services, and this operation's loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from strawberry.types import Info as StrawberryInfo
+
+from graph.loaders import Loaders
+from providers.registry import ModelRegistry
+from services.errors import UnauthenticatedError
+from services.message_stream import MessageStream
+from services.messages import Messages
+from services.threads import Threads
+from services.turns import Turns
+from services.viewer import Sessions, Viewer
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything the resolvers may call. Made and closed by the composition root."""
+
+    sessions: Sessions
+    threads: Threads
+    messages: Messages
+    turns: Turns
+    message_stream: MessageStream
+    models: ModelRegistry
+
+
+@dataclass
+class Context:
+    """The context of one operation.
+
+    A WebSocket has one for all its operations as Strawberry sees it; the handler makes a fresh one for each.
+    """
+
+    services: Services
+    viewer_or_none: Viewer | None = None
+    refusal: UnauthenticatedError | None = None
+    """Why the token that was sent is not valid, if one was."""
+    connection_params: dict[str, object] | None = field(default=None)
+
+    @property
+    def viewer(self) -> Viewer:
+        """Who is asking.
+
+        Raises:
+            UnauthenticatedError: nobody who showed a valid token.
+        """
+        if self.viewer_or_none is None:
+            raise self.refusal or UnauthenticatedError()
+        return self.viewer_or_none
+
+    @cached_property
+    def loaders(self) -> Loaders:
+        """The loaders of this operation."""
+        return Loaders(self.viewer, self.services.threads, self.services.messages)
+
+
+Info: TypeAlias = StrawberryInfo[Context, Any]

@@ -1,0 +1,245 @@
+"""What one operation may ask for, decided before anything of it is executed.
+
+Documents are parsed and validated once and kept: the limits that depend on the document alone are one validation rule
+(built once; a rule class made per request would defeat the cache), and the cost, which depends on the variables' page
+sizes, is a small tree evaluated for each request.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    InlineFragmentNode,
+    IntValueNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    VariableNode,
+)
+from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule, ValidationContext
+from strawberry.extensions import SchemaExtension
+
+from graph.errors import code_error
+from services.errors import ErrorCode
+from services.messages import MAX_SIBLINGS
+from services.paging import DEFAULT_PAGE, MAX_NODES, MAX_PAGE
+
+MAX_TOKENS = 2_000
+MAX_DEPTH = 12
+MAX_FIELDS = 1_000
+MAX_ALIASES = 30
+MAX_DIRECTIVES = 20
+MAX_OPERATIONS = 20
+MAX_ROOT_FIELDS = 20
+MAX_COST = 50_000
+_INTROSPECTION_DEPTH = 16
+_CACHED_DOCUMENTS = 1_000
+_CACHED_CHARS = 100_000
+
+# Fields that give lists, and how long they can be; pages are as long as they are asked to be.
+_PAGES = frozenset({"threads", "messages"})
+_LISTS = {"siblings": MAX_SIBLINGS, "parts": 4, "models": 20}
+
+
+class LimitsRule(ASTValidationRule):
+    """Depth, fields, aliases and directives of the whole document, fragments unfolded but never walked twice."""
+
+    def __init__(self, context: ValidationContext) -> None:
+        super().__init__(context)
+        document = context.document
+        self._fragments = {
+            node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)
+        }
+        self._shapes: dict[str, _Shape | None] = {}
+        self._aliases = 0
+        self._directives = 0
+        operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
+        if len(operations) > MAX_OPERATIONS:
+            self._refuse(f"A document has at most {MAX_OPERATIONS} operations.")
+        for operation in operations:
+            self._check(operation)
+
+    def _check(self, operation: OperationDefinitionNode) -> None:
+        shape = self._shape(operation.selection_set)
+        roots = [node.name.value for node in operation.selection_set.selections if isinstance(node, FieldNode)]
+        deepest = _INTROSPECTION_DEPTH if roots and all(name.startswith("__") for name in roots) else MAX_DEPTH
+        if shape.depth > deepest:
+            self._refuse(f"An operation is at most {deepest} fields deep.")
+        elif shape.fields > MAX_FIELDS:
+            self._refuse(f"An operation selects at most {MAX_FIELDS} fields.")
+        elif len(operation.selection_set.selections) > MAX_ROOT_FIELDS:
+            self._refuse(f"An operation selects at most {MAX_ROOT_FIELDS} root fields.")
+        elif self._aliases > MAX_ALIASES:
+            self._refuse(f"A document has at most {MAX_ALIASES} aliases.")
+        elif self._directives + len(operation.directives or ()) > MAX_DIRECTIVES:
+            self._refuse(f"A document has at most {MAX_DIRECTIVES} directives.")
+
+    def _refuse(self, message: str) -> None:
+        self.report_error(code_error(ErrorCode.QUERY_TOO_COMPLEX, message))
+
+    def _shape(self, selection_set: SelectionSetNode | None) -> _Shape:
+        whole = _Shape()
+        for node in selection_set.selections if selection_set else ():
+            self._directives += len(node.directives or ())
+            if isinstance(node, FieldNode):
+                self._aliases += node.alias is not None
+                below = self._shape(node.selection_set)
+                whole.add(_Shape(below.depth + 1, below.fields + 1))
+            elif isinstance(node, InlineFragmentNode):
+                whole.add(self._shape(node.selection_set))
+            elif isinstance(node, FragmentSpreadNode):
+                whole.add(self._fragment(node.name.value))
+        return whole
+
+    def _fragment(self, name: str) -> _Shape:
+        if name not in self._shapes:
+            # Ends cycles, which another rule refuses.
+            self._shapes[name] = None
+            fragment = self._fragments.get(name)
+            self._shapes[name] = self._shape(fragment.selection_set) if fragment else _Shape()
+        return self._shapes[name] or _Shape()
+
+
+@dataclass(slots=True)
+class _Shape:
+    depth: int = 0
+    fields: int = 0
+
+    def add(self, other: _Shape) -> None:
+        self.depth = max(self.depth, other.depth)
+        # Bounded: an exponential spread must not make a number of a million digits.
+        self.fields = min(self.fields + other.fields, 10 * MAX_FIELDS)
+
+
+@dataclass(slots=True)
+class _Cost:
+    """Objects that a selection can make: itself (a scalar is none), times the length of its list, which a variable may give."""
+
+    length: int = 1
+    variable: str | None = None
+    below: list[_Cost] = field(default_factory=list)
+
+    def of(self, variables: dict[str, Any]) -> int:
+        """The cost with these variables; a page size that is no number is refused later, by its type."""
+        length = self.length
+        if self.variable is not None:
+            given = variables.get(self.variable)
+            length = min(given, MAX_PAGE) if isinstance(given, int) and given > 0 else DEFAULT_PAGE
+        return length * (1 + sum(cost.of(variables) for cost in self.below))
+
+
+@dataclass(slots=True)
+class _Checked:
+    """What is remembered of a document."""
+
+    document: DocumentNode
+    errors: list[GraphQLError]
+    costs: list[_Cost]
+
+
+class DocumentLimits(SchemaExtension):
+    """Parses and validates each document once, and refuses what is too much.
+
+    One instance a request; the cache belongs to the class made by `document_limits`.
+    """
+
+    checked: OrderedDict[str, _Checked]
+    introspection: bool
+
+    def on_parse(self) -> Iterator[None]:
+        """Take the parsed document from the cache."""
+        context = self.execution_context
+        context.parse_options["max_tokens"] = MAX_TOKENS
+        if not self.introspection:
+            context.validation_rules = (*context.validation_rules, NoSchemaIntrospectionCustomRule)
+        context.validation_rules = (LimitsRule, *context.validation_rules)
+        known = self.checked.get(context.query or "")
+        if known is not None:
+            context.graphql_document = known.document
+        yield
+
+    def on_validate(self) -> Iterator[None]:
+        """Take the verdict from the cache, else keep it; then weigh the operation with its variables."""
+        context = self.execution_context
+        known = self.checked.get(context.query or "")
+        if known is not None:
+            self.checked.move_to_end(context.query or "")
+            context.pre_execution_errors = known.errors or self._weigh(known)
+        yield
+        if known is None and context.graphql_document is not None:
+            errors = [_validation_error(error) for error in context.pre_execution_errors or ()]
+            known = _Checked(context.graphql_document, errors, [] if errors else _costs(context.graphql_document))
+            context.pre_execution_errors = errors or self._weigh(known)
+            self._remember(known)
+
+    def _weigh(self, known: _Checked) -> list[GraphQLError]:
+        variables = self.execution_context.variables or {}
+        if sum(cost.of(variables) for cost in known.costs) > MAX_COST:
+            return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
+        return []
+
+    def _remember(self, known: _Checked) -> None:
+        query = self.execution_context.query
+        if query is not None and len(query) <= _CACHED_CHARS:
+            self.checked[query] = known
+            if len(self.checked) > _CACHED_DOCUMENTS:
+                self.checked.popitem(last=False)
+
+
+def document_limits(*, introspection: bool) -> type[DocumentLimits]:
+    """The extension of one schema, with a cache of its own."""
+    return type("DocumentLimits", (DocumentLimits,), {"checked": OrderedDict(), "introspection": introspection})
+
+
+def _validation_error(error: GraphQLError) -> GraphQLError:
+    if not (error.extensions and "code" in error.extensions):
+        error.extensions = {"code": ErrorCode.GRAPHQL_VALIDATION_FAILED.value}
+    return error
+
+
+def _costs(document: DocumentNode) -> list[_Cost]:
+    fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
+    known: dict[str, list[_Cost]] = {}
+
+    def costs(selection_set: SelectionSetNode | None) -> list[_Cost]:
+        found: list[_Cost] = []
+        for node in selection_set.selections if selection_set else ():
+            if isinstance(node, FieldNode):
+                found.append(_field_cost(node, costs(node.selection_set)))
+            elif isinstance(node, InlineFragmentNode):
+                found += costs(node.selection_set)
+            elif isinstance(node, FragmentSpreadNode):
+                name = node.name.value
+                if name not in known:
+                    known[name] = costs(fragments[name].selection_set)
+                found += known[name]
+        return found
+
+    operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
+    return [cost for operation in operations for cost in costs(operation.selection_set)]
+
+
+def _field_cost(node: FieldNode, below: list[_Cost]) -> _Cost:
+    name = node.name.value
+    if node.selection_set is None:
+        return _Cost(0)
+    if name == "nodes" and node.arguments:
+        return _Cost(MAX_NODES, None, below)
+    if name not in _PAGES:
+        return _Cost(_LISTS.get(name, 1), None, below)
+    length, variable = DEFAULT_PAGE, None
+    for argument in node.arguments or ():
+        if argument.name.value in ("first", "last"):
+            if isinstance(argument.value, IntValueNode):
+                length = min(int(argument.value.value), MAX_PAGE)
+            elif isinstance(argument.value, VariableNode):
+                variable = argument.value.name.value
+    return _Cost(length, variable, below)

@@ -1,0 +1,69 @@
+"""Loaders: what the fields of many objects need, in one query each.
+
+They batch and do not cache: a loader lives as long as its operation, and a subscription may last for hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TypeVar
+from uuid import UUID
+
+from strawberry.dataloader import DataLoader
+
+from models.records import MessageRecord, ThreadRecord
+from services.messages import Messages
+from services.paging import Page, PageRequest, PathPosition
+from services.threads import Threads
+from services.viewer import Viewer
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Loaders:
+    """The loaders of one operation of one viewer."""
+
+    def __init__(self, viewer: Viewer, threads: Threads, messages: Messages) -> None:
+        self._viewer = viewer
+        self._threads = threads
+        self._messages = messages
+        self._pages: dict[PageRequest[PathPosition], DataLoader[UUID, Page[MessageRecord]]] = {}
+        self.thread: DataLoader[UUID, ThreadRecord | None] = DataLoader(self._load_threads, cache=False)
+        self.message: DataLoader[UUID, MessageRecord | None] = DataLoader(self._load_messages, cache=False)
+        self.live_message: DataLoader[UUID, MessageRecord | None] = DataLoader(self._load_live, cache=False)
+        self.siblings: DataLoader[tuple[UUID, UUID | None], list[MessageRecord]] = DataLoader(
+            self._load_siblings, cache=False
+        )
+
+    def messages_page(self, request: PageRequest[PathPosition]) -> DataLoader[UUID, Page[MessageRecord]]:
+        """The loader of equal pages of many threads."""
+        loader = self._pages.get(request)
+        if loader is None:
+
+            async def load(thread_ids: list[UUID]) -> list[Page[MessageRecord]]:
+                wanted = _unique(thread_ids)
+                pages = dict(zip(wanted, await self._messages.pages(self._viewer, wanted, request), strict=True))
+                return [pages[thread_id] for thread_id in thread_ids]
+
+            loader = self._pages[request] = DataLoader(load, cache=False)
+        return loader
+
+    async def _load_threads(self, ids: list[UUID]) -> list[ThreadRecord | None]:
+        wanted = _unique(ids)
+        found = dict(zip(wanted, await self._threads.find_many(self._viewer, wanted), strict=True))
+        return [found[key] for key in ids]
+
+    async def _load_messages(self, ids: list[UUID]) -> list[MessageRecord | None]:
+        wanted = _unique(ids)
+        found = dict(zip(wanted, await self._messages.find_many(self._viewer, wanted), strict=True))
+        return [found[key] for key in ids]
+
+    async def _load_live(self, ids: list[UUID]) -> list[MessageRecord | None]:
+        return await self._messages.live(self._viewer, ids)
+
+    async def _load_siblings(self, places: list[tuple[UUID, UUID | None]]) -> list[list[MessageRecord]]:
+        return await self._messages.siblings(self._viewer, places)
+
+
+def _unique(keys: list[Key]) -> list[Key]:
+    return list(dict.fromkeys(keys))

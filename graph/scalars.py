@@ -1,0 +1,49 @@
+"""Scalars of the schema and how ids cross it."""
+
+from __future__ import annotations
+
+from typing import Any, NewType
+from uuid import UUID
+
+import strawberry
+from strawberry.types.scalar import ScalarDefinition
+
+from models.ids import IdKind, MalformedIdError, parse_id
+from services.errors import BadUserInputError
+
+Cursor = NewType("Cursor", str)
+JSON = NewType("JSON", object)
+
+
+def _cursor(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("Cursor must be a string")
+    return value
+
+
+SCALARS: dict[object, ScalarDefinition] = {
+    Cursor: strawberry.scalar(
+        name="Cursor",
+        description="An opaque position in a connection or a stream. Keep it and send it back as it came.",
+        serialize=str,
+        parse_value=_cursor,
+    ),
+    JSON: strawberry.scalar(
+        name="JSON",
+        description="Any JSON value.",
+        serialize=lambda value: value,
+        parse_value=lambda value: value,
+    ),
+}
+
+
+def key_of(kind: IdKind, text: str, *, field: str) -> UUID:
+    """The key behind an id argument.
+
+    Raises:
+        BadUserInputError: the text is not an id of this kind.
+    """
+    try:
+        return parse_id(kind, text)
+    except MalformedIdError as error:
+        raise BadUserInputError(f"This is not the id of a {kind.value}.", field=field) from error

@@ -1,0 +1,1 @@
+"""Object types, inputs and payloads, one file per noun."""

@@ -1,0 +1,32 @@
+"""The page information of connections (GraphQL Cursor Connections specification)."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import strawberry
+
+from graph.scalars import Cursor
+from services.paging import Page
+
+Record = TypeVar("Record")
+
+
+@strawberry.type(description="Where a page lies in its connection.")
+class PageInfo:
+    """The specification's PageInfo."""
+
+    has_next_page: bool = strawberry.field(description="Whether there is more behind `endCursor`.")
+    has_previous_page: bool = strawberry.field(description="Whether there is more before `startCursor`.")
+    start_cursor: Cursor | None = strawberry.field(description="The cursor of the first edge.")
+    end_cursor: Cursor | None = strawberry.field(description="The cursor of the last edge.")
+
+
+def page_info(page: Page[Record], cursors: list[str]) -> PageInfo:
+    """The information of a page whose edges have these cursors."""
+    return PageInfo(
+        has_next_page=page.has_next,
+        has_previous_page=page.has_previous,
+        start_cursor=Cursor(cursors[0]) if cursors else None,
+        end_cursor=Cursor(cursors[-1]) if cursors else None,
+    )

@@ -1,0 +1,264 @@
+"""Messages and the parts they are made of."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import strawberry
+
+from graph.context import Info
+from graph.scalars import JSON, Cursor
+from graph.types.connection import PageInfo, page_info
+from graph.types.model import Model
+from graph.types.node import Node
+from models import parts as stored_parts
+from models.ids import IdKind, outside_id
+from models.records import MessageFailure, MessageRecord, MessageTokens
+from services.errors import NotFoundError
+from services.paging import Page, PathPosition
+
+if TYPE_CHECKING:
+    from graph.types.thread import Thread
+
+
+@strawberry.enum(description="Who speaks.")
+class MessageRole(Enum):
+    """The roles of a conversation."""
+
+    USER = strawberry.enum_value("USER", description="The person who asks.")
+    ASSISTANT = strawberry.enum_value("ASSISTANT", description="The model.")
+    SYSTEM = strawberry.enum_value("SYSTEM", description="Instructions that stand before a conversation.")
+
+
+@strawberry.enum(description="Where a message stands. Every status but STREAMING is final.")
+class MessageStatus(Enum):
+    """The states of an answer; a user's message is COMPLETE."""
+
+    STREAMING = strawberry.enum_value("STREAMING", description="Being written: read it with `messageStream`.")
+    COMPLETE = strawberry.enum_value("COMPLETE", description="Whole.")
+    STOPPED = strawberry.enum_value("STOPPED", description="Stopped by its user; what had come is kept.")
+    FAILED = strawberry.enum_value("FAILED", description="The model or its provider failed; `error` says how.")
+    INTERRUPTED = strawberry.enum_value(
+        "INTERRUPTED", description="Cut off by the server or the provider; what had come is kept, `error` says why."
+    )
+
+
+@strawberry.enum(description="Why an answer is not whole.")
+class MessageErrorCode(Enum):
+    """The values of `MessageError.code`."""
+
+    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    PROVIDER_TIMEOUT = "PROVIDER_TIMEOUT"
+    PROVIDER_REJECTED_KEY = "PROVIDER_REJECTED_KEY"
+    PROVIDER_REJECTED_REQUEST = "PROVIDER_REJECTED_REQUEST"
+    PROVIDER_PROTOCOL = "PROVIDER_PROTOCOL"
+    PROVIDER_HUNG_UP = "PROVIDER_HUNG_UP"
+    RATE_LIMITED = "RATE_LIMITED"
+    CONTEXT_TOO_LONG = "CONTEXT_TOO_LONG"
+    CONTENT_FILTERED = "CONTENT_FILTERED"
+    EMPTY_ANSWER = "EMPTY_ANSWER"
+    OUTPUT_LIMIT = "OUTPUT_LIMIT"
+    SERVER_SHUTDOWN = "SERVER_SHUTDOWN"
+    SERVER_LOST = "SERVER_LOST"
+    INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
+
+
+@strawberry.type(description="Why an answer is not whole.")
+class MessageError:
+    """The failure of an answer."""
+
+    code: MessageErrorCode = strawberry.field(description="For programs.")
+    message: str = strawberry.field(description="One sentence that a person can act on.")
+    retry_after: int | None = strawberry.field(description="Seconds after which a retry makes sense, where known.")
+
+    @classmethod
+    def of(cls, failure: MessageFailure) -> MessageError:
+        """From the stored failure."""
+        return cls(code=MessageErrorCode(failure.code), message=failure.message, retry_after=failure.retry_after)
+
+
+@strawberry.type(description="What one answer consumed, in tokens.")
+class MessageUsage:
+    """The tokens of a message."""
+
+    prompt_tokens: int = strawberry.field(description="Tokens of the history that was sent.")
+    completion_tokens: int = strawberry.field(description="Tokens the model wrote, its reasoning among them.")
+    reasoning_tokens: int = strawberry.field(description="Share of `completionTokens` that was reasoning.")
+    cached_tokens: int = strawberry.field(description="Share of `promptTokens` that the provider had in its cache.")
+    total_tokens: int = strawberry.field(description="Prompt and completion together.")
+    estimated: bool = strawberry.field(description="Whether the provider reported nothing and this is an estimate.")
+
+    @classmethod
+    def of(cls, tokens: MessageTokens) -> MessageUsage:
+        """From the stored counts."""
+        return cls(
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            reasoning_tokens=tokens.reasoning,
+            cached_tokens=tokens.cached,
+            total_tokens=tokens.prompt + tokens.completion,
+            estimated=tokens.estimated,
+        )
+
+
+@strawberry.type(description="What the model says, or what the user wrote. Markdown, as it came.")
+class TextPart:
+    """A text."""
+
+    text: str = strawberry.field(description="Never empty.")
+
+
+@strawberry.type(description="What the model thought, where the provider shows it.")
+class ReasoningPart:
+    """Reasoning."""
+
+    text: str = strawberry.field(description="Never empty.")
+
+
+@strawberry.type(description="A tool that the model asked for.")
+class ToolPart:
+    """A tool call."""
+
+    call_id: str = strawberry.field(description="The provider's id of the call.")
+    name: str = strawberry.field(description="The tool's name.")
+    arguments: JSON | None = strawberry.field(description="What the tool was asked with.")
+    result: JSON | None = strawberry.field(description="What it answered; null while there is no answer.")
+
+
+@strawberry.type(description="A page or document that the answer draws on.")
+class SourcePart:
+    """A source."""
+
+    url: str = strawberry.field(description="Where it is. As the provider sent it: check it before you make a link.")
+    title: str | None = strawberry.field(description="Its title, where known.")
+
+
+MessagePart = Annotated[
+    TextPart | ReasoningPart | ToolPart | SourcePart,
+    strawberry.union("MessagePart", description="One part of a message. Parts keep their index once they appear."),
+]
+
+
+def part_of(part: stored_parts.Part) -> TextPart | ReasoningPart | ToolPart | SourcePart:
+    """The schema's type of a stored part."""
+    match part:
+        case stored_parts.TextPart(text):
+            return TextPart(text=text)
+        case stored_parts.ReasoningPart(text):
+            return ReasoningPart(text=text)
+        case stored_parts.ToolPart(call_id, name, arguments, result):
+            return ToolPart(call_id=call_id, name=name, arguments=arguments, result=result)
+        case stored_parts.SourcePart(url, title):
+            return SourcePart(url=url, title=title)
+
+
+@strawberry.type(
+    description="A node in a thread's tree of messages. Editing and retrying add siblings; nothing is overwritten."
+)
+class Message(Node):
+    """A message."""
+
+    record: strawberry.Private[MessageRecord]
+    role: MessageRole = strawberry.field(description="Who speaks.")
+    status: MessageStatus = strawberry.field(description="Where it stands.")
+    created_at: datetime = strawberry.field(description="When it was begun.")
+    updated_at: datetime = strawberry.field(description="When it was ended, else when it was begun.")
+
+    @classmethod
+    def of(cls, record: MessageRecord) -> Message:
+        """From its row."""
+        return cls(
+            id=strawberry.ID(outside_id(IdKind.MESSAGE, record.id)),
+            record=record,
+            role=_ROLES[record.role.value],
+            status=_STATUSES[record.status.value],
+            created_at=record.created_at,
+            updated_at=record.updated_at,
+        )
+
+    @strawberry.field(description="The thread it belongs to.")
+    async def thread(self, info: Info) -> Annotated[Thread, strawberry.lazy("graph.types.thread")]:
+        from graph.types.thread import Thread
+
+        record = await info.context.loaders.thread.load(self.record.thread_id)
+        if record is None:
+            raise NotFoundError("thread")
+        return Thread.of(record)
+
+    @strawberry.field(description="The message it answers or follows; null for the first of a thread.")
+    async def parent(self, info: Info) -> Message | None:
+        if self.record.parent_id is None:
+            return None
+        record = await info.context.loaders.message.load(self.record.parent_id)
+        return None if record is None else Message.of(record)
+
+    @strawberry.field(
+        description="All versions at this place of the tree, oldest first, this one among them. At most 100."
+    )
+    async def siblings(self, info: Info) -> list[Message]:
+        place = (self.record.thread_id, self.record.parent_id)
+        return [Message.of(record) for record in await info.context.loaders.siblings.load(place)]
+
+    @strawberry.field(description="What it is made of, in order. Empty while it is STREAMING: read `messageStream`.")
+    def parts(self) -> list[MessagePart]:
+        return [part_of(part) for part in self.record.parts]
+
+    @strawberry.field(description="Its text parts, joined. Empty while it is STREAMING: read `messageStream`.")
+    def text(self) -> str:
+        return self.record.text
+
+    @strawberry.field(description="The model that wrote it; null for a user's message.")
+    def model(self, info: Info) -> Model | None:
+        if self.record.model is None:
+            return None
+        record = info.context.services.models.find(self.record.model)
+        return Model.of(record) if record else Model.gone(self.record.model)
+
+    @strawberry.field(description="What it consumed; null for a user's message and while it is STREAMING.")
+    def usage(self) -> MessageUsage | None:
+        return None if self.record.tokens is None else MessageUsage.of(self.record.tokens)
+
+    @strawberry.field(description="Why it is not whole; null where it is, and where its user stopped it.")
+    def error(self) -> MessageError | None:
+        return None if self.record.failure is None else MessageError.of(self.record.failure)
+
+    @strawberry.field(description="Milliseconds from its beginning to its end; null for a user's message.")
+    def duration_ms(self) -> int | None:
+        return self.record.duration_ms
+
+
+# Enum(value) is a Python call; a dict of the few values is not.
+_ROLES = {role.value: role for role in MessageRole}
+_STATUSES = {status.value: status for status in MessageStatus}
+
+
+@strawberry.type(description="A message in its place on the active path.")
+class MessageEdge:
+    """An edge."""
+
+    cursor: Cursor = strawberry.field(description="This place.")
+    node: Message = strawberry.field(description="The message.")
+
+
+@strawberry.type(description="A page of a thread's active path, oldest first.")
+class MessageConnection:
+    """A connection of messages."""
+
+    edges: list[MessageEdge] = strawberry.field(description="The messages with their places.")
+    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+
+    @classmethod
+    def of(cls, page: Page[MessageRecord]) -> MessageConnection:
+        """From a page of rows."""
+        cursors = [PathPosition(record.depth).cursor() for record in page.records]
+        edges = [
+            MessageEdge(cursor=Cursor(cursor), node=Message.of(record))
+            for cursor, record in zip(cursors, page.records, strict=True)
+        ]
+        return cls(edges=edges, page_info=page_info(page, cursors))
+
+    @strawberry.field(description="The messages without their places.")
+    def nodes(self) -> list[Message]:
+        return [edge.node for edge in self.edges]

@@ -1,0 +1,73 @@
+"""Identifiers: UUIDv7 keys inside, typed opaque ids outside.
+
+Outside, an id is `<kind>_<32 lower-case hex digits>`, so that `node(id:)` knows what to look for and an id of the wrong
+kind is refused before any query. There is one spelling of every id: anything else is malformed.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from enum import StrEnum
+from uuid import UUID
+
+_FORM = re.compile(r"([a-z]+)_([0-9a-f]{32})", re.ASCII)
+
+
+class IdKind(StrEnum):
+    """The prefix of an outside id."""
+
+    USER = "user"
+    THREAD = "thread"
+    MESSAGE = "message"
+
+
+_KINDS = {kind.value: kind for kind in IdKind}
+
+
+class MalformedIdError(ValueError):
+    """The text is not an id of the expected kind."""
+
+
+def new_id() -> UUID:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits. Ordered by time across servers."""
+    milliseconds = time.time_ns() // 1_000_000
+    random_bits = secrets.randbits(74)
+    return UUID(
+        int=(milliseconds << 80)
+        | (0x7 << 76)
+        | ((random_bits >> 62) << 64)
+        | (0b10 << 62)
+        | (random_bits & ((1 << 62) - 1))
+    )
+
+
+def outside_id(kind: IdKind, key: UUID) -> str:
+    """The id that clients see."""
+    return f"{kind.value}_{key.hex}"
+
+
+def parse_id(kind: IdKind, text: str) -> UUID:
+    """The key behind an outside id of this kind.
+
+    Raises:
+        MalformedIdError: another kind, another spelling, or no id at all.
+    """
+    found, key = parse_any_id(text)
+    if found is not kind:
+        raise MalformedIdError(text[:80])
+    return key
+
+
+def parse_any_id(text: str) -> tuple[IdKind, UUID]:
+    """The kind and key behind an outside id.
+
+    Raises:
+        MalformedIdError: the text has not the form of an id.
+    """
+    match = _FORM.fullmatch(text) if len(text) <= 64 else None
+    kind = _KINDS.get(match[1]) if match else None
+    if match is None or kind is None:
+        raise MalformedIdError(text[:80])
+    return kind, UUID(hex=match[2])

@@ -1,0 +1,146 @@
+"""Rows as the services hand them up: frozen, typed, without a connection behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from models.parts import Part, parts_from_json, parts_text
+
+
+class MessageRole(StrEnum):
+    """Who speaks."""
+
+    USER = "USER"
+    ASSISTANT = "ASSISTANT"
+    SYSTEM = "SYSTEM"
+
+
+class MessageStatus(StrEnum):
+    """Where a message stands. Every status but STREAMING is final."""
+
+    STREAMING = "STREAMING"
+    COMPLETE = "COMPLETE"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+    INTERRUPTED = "INTERRUPTED"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFailure:
+    """Why an answer is not whole: a code for programs, a sentence for people, seconds until a retry makes sense."""
+
+    code: str
+    message: str
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageTokens:
+    """What a generation consumed, in tokens; `estimated` where the provider did not report it."""
+
+    prompt: int
+    completion: int
+    reasoning: int
+    cached: int
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRecord:
+    """A row of `threads`."""
+
+    id: UUID
+    owner_id: UUID
+    title: str
+    pinned: bool
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> ThreadRecord:
+        """From a row selected with `THREAD_COLUMNS`."""
+        return cls(row["id"], row["owner_id"], row["title"], row["pinned"], row["created_at"], row["updated_at"])
+
+
+THREAD_COLUMNS = "id, owner_id, title, pinned, created_at, updated_at"
+
+
+@dataclass(frozen=True)
+class MessageRecord:
+    """A row of `messages`. The parts are decoded when first asked for."""
+
+    id: UUID
+    owner_id: UUID
+    thread_id: UUID
+    parent_id: UUID | None
+    depth: int
+    role: MessageRole
+    status: MessageStatus
+    parts_json: str
+    model: str | None
+    failure: MessageFailure | None
+    tokens: MessageTokens | None
+    duration_ms: int | None
+    created_at: datetime
+    updated_at: datetime
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts in order."""
+        return parts_from_json(self.parts_json)
+
+    @cached_property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return parts_text(self.parts)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status is not MessageStatus.STREAMING
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> MessageRecord:
+        """From a row selected with `MESSAGE_COLUMNS`; `parts_json` where the row was selected without its parts."""
+        failure = None
+        if row["error_code"] is not None:
+            failure = MessageFailure(row["error_code"], row["error_message"] or "", row["error_retry_after"])
+        tokens = None
+        if row["prompt_tokens"] is not None:
+            tokens = MessageTokens(
+                row["prompt_tokens"],
+                row["completion_tokens"],
+                row["reasoning_tokens"],
+                row["cached_tokens"],
+                row["tokens_estimated"],
+            )
+        return cls(
+            id=row["id"],
+            owner_id=row["owner_id"],
+            thread_id=row["thread_id"],
+            parent_id=row["parent_id"],
+            depth=row["depth"],
+            role=MessageRole(row["role"]),
+            status=MessageStatus(row["status"]),
+            parts_json=row["parts"] if parts_json is None else parts_json,
+            model=row["model"],
+            failure=failure,
+            tokens=tokens,
+            duration_ms=row["duration_ms"],
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+        )
+
+
+MESSAGE_COLUMNS_BUT_PARTS = (
+    "id, owner_id, thread_id, parent_id, depth, role, status, model, error_code, error_message, error_retry_after, "
+    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, tokens_estimated, duration_ms, created_at, "
+    "updated_at"
+)
+MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"

@@ -1,0 +1,1 @@
+"""The model registry and the adapters that stream answers from model vendors."""

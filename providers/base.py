@@ -1,0 +1,134 @@
+"""What every provider speaks: a request in, a stream of events out, one kind of failure.
+
+An adapter is an async generator. It ends by returning after a `Finish`, or by raising `ProviderFailure`; returning
+without a `Finish` means that the provider hung up in the middle. Closing the generator closes the connection to the
+vendor. Adapters never retry after the first event and never put a key, a URL or a vendor's error body into a message
+that a user can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol, TypeAlias
+
+
+@dataclass(slots=True, frozen=True)
+class TextDelta:
+    """The next characters of the answer; may be empty."""
+
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class ReasoningDelta:
+    """The next characters of the model's shown reasoning; may be empty."""
+
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCall:
+    """A whole tool call: its arguments are complete and parsed (a JSON value; the raw text where it is not JSON)."""
+
+    call_id: str
+    name: str
+    arguments: Any
+
+
+@dataclass(slots=True, frozen=True)
+class TokenUsage:
+    """What the provider counted, in tokens. `cached` is a share of `prompt`, `reasoning` a share of `completion`."""
+
+    prompt: int = 0
+    completion: int = 0
+    reasoning: int = 0
+    cached: int = 0
+
+
+class FinishReason(StrEnum):
+    """Why the model stopped, in the field's common terms."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+@dataclass(slots=True, frozen=True)
+class Finish:
+    """The provider said that the answer is whole."""
+
+    reason: FinishReason
+
+
+ProviderEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | TokenUsage | Finish
+
+
+class FailureCode(StrEnum):
+    """Why an answer could not be had; the same names as the API's `MessageErrorCode`."""
+
+    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    PROVIDER_TIMEOUT = "PROVIDER_TIMEOUT"
+    PROVIDER_REJECTED_KEY = "PROVIDER_REJECTED_KEY"
+    PROVIDER_REJECTED_REQUEST = "PROVIDER_REJECTED_REQUEST"
+    PROVIDER_PROTOCOL = "PROVIDER_PROTOCOL"
+    RATE_LIMITED = "RATE_LIMITED"
+    CONTEXT_TOO_LONG = "CONTEXT_TOO_LONG"
+    CONTENT_FILTERED = "CONTENT_FILTERED"
+
+
+class ProviderFailure(Exception):
+    """The provider could not answer.
+
+    Args:
+        code: what kind of failure, for programs.
+        message: one sentence a user can act on; never vendor text, a key or an address.
+        retry_after: seconds after which the provider said a retry makes sense, already capped.
+    """
+
+    def __init__(self, code: FailureCode, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+ReasoningEffort: TypeAlias = Literal["LOW", "MEDIUM", "HIGH"]
+Role: TypeAlias = Literal["user", "assistant", "system"]
+
+
+@dataclass(slots=True, frozen=True)
+class PromptMessage:
+    """One message of the history as the model gets it, oldest first in a request."""
+
+    role: Role
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class GenerationRequest:
+    """What to generate. `model` is the vendor's own name of the model. `max_output_tokens` None leaves it to the vendor."""
+
+    model: str
+    messages: tuple[PromptMessage, ...]
+    reasoning_effort: ReasoningEffort | None = None
+    max_output_tokens: int | None = None
+    user: str | None = field(default=None)
+
+
+class Provider(Protocol):
+    """An adapter for one vendor or wire format. Owned and closed by the composition root."""
+
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """Stream one answer.
+
+        Raises:
+            ProviderFailure: from the generator, before or after any number of events.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections; running streams fail."""
+        ...

@@ -1,0 +1,242 @@
+"""Models that need no network: they play a script, word by word, as fast or as badly as it says.
+
+They make the first minute work, let a frontend be built without a key, and let tests play every fault a provider has.
+A script is a list of steps; `docs/scripted-models.md` shows them all. What a script says is exactly what is streamed:
+nothing is random.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import orjson
+
+from providers.base import (
+    FailureCode,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    ProviderEvent,
+    ProviderFailure,
+    ReasoningDelta,
+    TextDelta,
+    TokenUsage,
+    ToolCall,
+)
+
+_CHUNK = re.compile(r"\s*\S+|\s+")
+
+
+class ScriptError(Exception):
+    """A script cannot be played; the text says which step and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Stream a text word by word, as answer or as reasoning."""
+
+    text: str
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Stream the user's last message back, cut every `size` code points (an empty delta first), to test any text."""
+
+    size: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Answer about the question that was asked: what the built-in model says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Send nothing for this many seconds; None: for ever."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Fail here, as a vendor would."""
+
+    code: FailureCode
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """End without saying that the answer is whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """Fail as a defect in an adapter would: with an exception that nobody expects."""
+
+
+Step: TypeAlias = Say | Echo | Explain | Pause | Fail | HangUp | Crash | ToolCall | TokenUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a scripted model plays. `words_per_second` 0: as fast as it is read."""
+
+    steps: tuple[Step, ...]
+    words_per_second: float = 0.0
+
+
+BUILT_IN_SCRIPTS: Mapping[str, Script] = {
+    "scripted": Script((Explain(),), words_per_second=30),
+    "scripted-reasoning": Script(
+        (Say("The question is short. A short answer with one example will do.", reasoning=True), Explain()),
+        words_per_second=30,
+    ),
+    "scripted-echo": Script((Echo(),)),
+}
+
+
+class ScriptedProvider:
+    """Plays scripts by model name. Needs no key and no network."""
+
+    def __init__(self, scripts: Mapping[str, Script]) -> None:
+        self.scripts = dict(scripts)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """Play the script of the model. Reports what the script says was used, else a count of words."""
+        script = self.scripts[request.model]
+        loop = asyncio.get_running_loop()
+        pause = 1 / script.words_per_second if script.words_per_second else 0.0
+        question = next((message.text for message in reversed(request.messages) if message.role == "user"), "")
+        due = loop.time()
+        words = 0
+        usage: TokenUsage | None = None
+        for step in script.steps:
+            match step:
+                case Say() | Echo() | Explain():
+                    for event in _spoken(step, question):
+                        words += 1
+                        # Due times, not pauses in a row: the speed holds however late the loop wakes us.
+                        due += pause
+                        if due > loop.time():
+                            await asyncio.sleep(due - loop.time())
+                        elif words % 64 == 0:
+                            await asyncio.sleep(0)
+                        yield event
+                case Pause(None):
+                    await asyncio.Event().wait()
+                case Pause(float(seconds)):
+                    await asyncio.sleep(seconds)
+                    due = loop.time()
+                case Fail(code, retry_after):
+                    raise ProviderFailure(
+                        code, "The script says that the provider fails here.", retry_after=retry_after
+                    )
+                case HangUp():
+                    return
+                case Crash():
+                    raise RuntimeError("the script says that the adapter has a defect")
+                case ToolCall():
+                    yield step
+                case TokenUsage():
+                    usage = step
+        prompt = sum(len(message.text.split()) for message in request.messages)
+        yield usage or TokenUsage(prompt=prompt, completion=words)
+        yield Finish(FinishReason.STOP)
+
+
+def _spoken(step: Say | Echo | Explain, question: str) -> Iterator[ProviderEvent]:
+    match step:
+        case Say(text, reasoning):
+            kind = ReasoningDelta if reasoning else TextDelta
+            yield from (kind(chunk) for chunk in _CHUNK.findall(text))
+        case Echo(size):
+            yield TextDelta("")
+            yield from (TextDelta(question[at : at + size]) for at in range(0, len(question), size))
+        case Explain():
+            yield from (TextDelta(chunk) for chunk in _CHUNK.findall(_explanation(question)))
+
+
+def _explanation(question: str) -> str:
+    asked = " ".join(question.split())
+    shown = asked if len(asked) <= 200 else asked[:200] + "…"
+    return (
+        f"You asked: “{shown}”\n\n"
+        "I am the scripted model: I need no network and no key, and I always answer like this, one word at a time, so "
+        "that you can watch a stream and break it.\n\n"
+        "Each piece of text reaches you as a MessageDelta with a cursor. Close the connection in the middle of this "
+        "sentence, subscribe again with `after` set to the last cursor you saw, and you will read exactly the rest: "
+        "nothing twice, nothing missing. Open the same message in a second tab and both tabs follow. Reload after I "
+        "have finished and the whole answer is there, because it is stored and not only streamed.\n\n"
+        "Set OPENAI_API_KEY (and OPENAI_BASE_URL for any compatible server) to talk to a real model. ✨"
+    )
+
+
+def load_scripts(file: Path) -> dict[str, Script]:
+    """The scripts of a JSON file: `{"name": {"wordsPerSecond": 30, "steps": [{"text": "…"}, …]}}`.
+
+    Raises:
+        ScriptError: the file cannot be read, or a step is not one of those in docs/scripted-models.md.
+    """
+    try:
+        models = orjson.loads(file.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ScriptError(f"{file} is not a readable JSON file") from error
+    if not isinstance(models, dict):
+        raise ScriptError(f"{file} must hold an object of models by name")
+    return {name: parse_script(name, script) for name, script in models.items()}
+
+
+def parse_script(name: str, script: Any) -> Script:
+    """One script from its JSON form.
+
+    Raises:
+        ScriptError: naming the model and the step.
+    """
+    match script:
+        case {"steps": list(steps), **rest} if not rest.keys() - {"wordsPerSecond"}:
+            speed = rest.get("wordsPerSecond", 0)
+        case _:
+            raise ScriptError(f"model {name!r}: expected steps and, if you like, wordsPerSecond")
+    if not isinstance(speed, int | float) or speed < 0:
+        raise ScriptError(f"model {name!r}: wordsPerSecond must be a number from 0")
+    return Script(tuple(_parse_step(name, index, step) for index, step in enumerate(steps)), float(speed))
+
+
+def _parse_step(name: str, index: int, step: Any) -> Step:
+    match step:
+        case {"text": str(text), **rest} if not rest:
+            return Say(text)
+        case {"reasoning": str(text), **rest} if not rest:
+            return Say(text, reasoning=True)
+        case {"echo": int(size), **rest} if not rest and size > 0:
+            return Echo(size)
+        case {"pause": int(seconds) | float(seconds), **rest} if not rest and seconds >= 0:
+            return Pause(float(seconds))
+        case {"pause": "forever", **rest} if not rest:
+            return Pause(None)
+        case {"tool": str(tool), "arguments": arguments, **rest} if not rest:
+            return ToolCall(f"call_{index}", tool, arguments)
+        case {"usage": dict(usage), **rest} if not rest:
+            try:
+                return TokenUsage(**usage)
+            except TypeError as error:
+                raise ScriptError(
+                    f"model {name!r}, step {index}: usage has prompt, completion, reasoning, cached"
+                ) from error
+        case {"fail": str(code), **rest} if code in FailureCode.__members__ and not rest.keys() - {"retryAfter"}:
+            return Fail(FailureCode(code), rest.get("retryAfter"))
+        case "hang up":
+            return HangUp()
+        case "crash":
+            return Crash()
+    raise ScriptError(f"model {name!r}, step {index}: not a step that docs/scripted-models.md lists")

@@ -1,0 +1,1 @@
+"""Root fields, one file per noun: check the input, call one service, shape the answer."""

@@ -1,0 +1,132 @@
+"""GraphQL over HTTP POST, after graphql.github.io/graphql-over-http (draft).
+
+`application/json` answers 200 to every well-formed request, as clients of today expect;
+`application/graphql-response+json` answers 400 where nothing was executed (section 6.4.2). What is not even a GraphQL
+request gets a 4xx with the same shape of errors. Batches, GET and other media types are refused: a body that a page of
+another origin can send without asking (text/plain, forms) is never executed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from aiohttp import web
+from strawberry.exceptions import MissingQueryError
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.types import ExecutionResult
+from strawberry.types.execution import PreExecutionError
+from strawberry.types.graphql import OperationType
+
+from graph.context import Context, Services
+from graph.errors import format_errors
+from graph.schema import Schema
+from server.identity import viewer_of_headers
+from services.errors import ErrorCode, UnauthenticatedError
+
+_RESPONSE_TYPE = "application/graphql-response+json"
+_ALLOWED = (OperationType.QUERY, OperationType.MUTATION)
+
+
+class BadRequestError(Exception):
+    """The body or message is no GraphQL request; the text says why."""
+
+
+class GraphQLRequest:
+    """One operation to run: checked for its form, not for its sense."""
+
+    __slots__ = ("extensions", "operation_name", "query", "variables")
+
+    def __init__(self, data: Any) -> None:
+        """From decoded JSON.
+
+        Raises:
+            BadRequestError: a member is missing or of the wrong type.
+        """
+        if not isinstance(data, dict):
+            raise BadRequestError("The request must be a JSON object.")
+        self.query: str = data.get("query") or ""
+        self.variables: dict[str, Any] | None = data.get("variables")
+        self.operation_name: str | None = data.get("operationName")
+        self.extensions: dict[str, Any] | None = data.get("extensions")
+        if not isinstance(self.query, str) or not self.query.strip():
+            raise BadRequestError("The request must have a query, a string that is not empty.")
+        if self.variables is not None and not isinstance(self.variables, dict):
+            raise BadRequestError("variables must be an object or null.")
+        if self.operation_name is not None and not isinstance(self.operation_name, str):
+            raise BadRequestError("operationName must be a string or null.")
+        if self.extensions is not None and not isinstance(self.extensions, dict):
+            raise BadRequestError("extensions must be an object or null.")
+
+
+class GraphQLHttp:
+    """The handler of POST /graphql."""
+
+    def __init__(self, schema: Schema, services: Services) -> None:
+        self._schema = schema
+        self._services = services
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Run one query or mutation."""
+        if request.content_type != "application/json":
+            return error_response(415, ErrorCode.BAD_USER_INPUT, "Send the request as application/json.")
+        try:
+            asked = GraphQLRequest(orjson.loads(await request.read()))
+        except web.HTTPRequestEntityTooLarge as refusal:
+            return error_response(413, ErrorCode.PAYLOAD_TOO_LARGE, refusal.text or "The request is too large.")
+        except orjson.JSONDecodeError:
+            return error_response(400, ErrorCode.BAD_USER_INPUT, "The request is not JSON in UTF-8.")
+        except BadRequestError as refusal:
+            return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
+        try:
+            result = await self._schema.execute(
+                asked.query,
+                variable_values=asked.variables,
+                context_value=self._context(request),
+                operation_name=asked.operation_name,
+                operation_extensions=asked.extensions,
+                allowed_operation_types=_ALLOWED,
+            )
+        except InvalidOperationTypeError:
+            message = "Subscriptions go over a WebSocket (graphql-transport-ws)."
+            return error_response(400, ErrorCode.BAD_USER_INPUT, message)
+        except (CannotGetOperationTypeError, MissingQueryError):
+            message = "The document has no operation of this name, or several and no name was given."
+            return error_response(400, ErrorCode.GRAPHQL_VALIDATION_FAILED, message)
+        return _response(result, request.headers.get("Accept", ""))
+
+    def _context(self, request: web.Request) -> Context:
+        try:
+            return Context(self._services, viewer_of_headers(self._services.sessions, request.headers))
+        except UnauthenticatedError as refusal:
+            return Context(self._services, refusal=refusal)
+
+
+def error_response(status: int, code: ErrorCode, message: str) -> web.Response:
+    """A response to what is no GraphQL request, in the shape of one."""
+    body = {"errors": [{"message": message, "extensions": {"code": code.value}}]}
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+def result_payload(result: ExecutionResult) -> dict[str, Any]:
+    """A result as the GraphQL specification (section 7.1) has it: `data` only where there was execution."""
+    payload: dict[str, Any] = {}
+    if result.errors:
+        payload["errors"] = format_errors(result.errors)
+    if not is_request_error(result):
+        payload["data"] = result.data
+    return payload
+
+
+def is_request_error(result: ExecutionResult) -> bool:
+    """Whether nothing was executed: the document or its variables were refused."""
+    if isinstance(result, PreExecutionError):
+        return True
+    return result.data is None and bool(result.errors) and all(error.path is None for error in result.errors or ())
+
+
+def _response(result: ExecutionResult, accept: str) -> web.Response:
+    body = orjson.dumps(result_payload(result))
+    if _RESPONSE_TYPE not in accept:
+        return web.Response(body=body, content_type="application/json")
+    return web.Response(status=400 if is_request_error(result) else 200, body=body, content_type=_RESPONSE_TYPE)

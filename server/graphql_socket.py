@@ -1,0 +1,240 @@
+"""GraphQL over WebSocket: the server's side of `graphql-transport-ws`.
+
+Follows github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Ours, and not Strawberry's handler, because of what a
+token stream needs of it: a context for each operation, errors in our shape, a socket that ends when its token does, a
+drain that tells clients to come back, and no work for an event beside its encoding.
+
+Close codes: 4400 message that is none, 4401 subscribe before the acknowledgement, 4403 token refused or expired (clients
+retry with a new one), 4406 another subprotocol, 4408 no connection_init in time, 4409 id in use, 4429 second
+connection_init, 1012 the server restarts (clients reconnect at once).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
+from strawberry.types.execution import PreExecutionError
+
+from graph.context import Context, Services
+from graph.errors import code_error, format_errors
+from graph.schema import Schema
+from server.graphql_http import BadRequestError, GraphQLRequest, error_response, is_request_error, result_payload
+from server.identity import viewer_of_headers, viewer_of_payload
+from services.errors import ErrorCode, UnauthenticatedError
+from services.viewer import Viewer
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = "graphql-transport-ws"
+INIT_SECONDS = 10.0
+# A peer that vanished without a FIN is found by a ping without a pong: after at most 1.5 times this.
+HEARTBEAT_SECONDS = 25.0
+_LONGEST_TIMER_SECONDS = 86_400.0
+
+
+class SocketLimits:
+    """What sockets may take of a process."""
+
+    __slots__ = ("max_message_bytes", "max_operations", "max_sockets")
+
+    def __init__(self, *, max_message_bytes: int, max_operations: int, max_sockets: int) -> None:
+        self.max_message_bytes = max_message_bytes
+        self.max_operations = max_operations
+        self.max_sockets = max_sockets
+
+
+class GraphQLSockets:
+    """The handler of WebSockets at /graphql, and the register of those that are open."""
+
+    def __init__(self, schema: Schema, services: Services, limits: SocketLimits) -> None:
+        self.schema = schema
+        self.services = services
+        self.limits = limits
+        self._open: set[_Socket] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def connect(self, request: web.Request) -> web.StreamResponse:
+        """Serve one socket until it closes. Its origin has been checked."""
+        if len(self._open) >= self.limits.max_sockets:
+            return error_response(503, ErrorCode.UNAVAILABLE, "Too many sockets are open here; try again.")
+        # No compression: its windows cost more memory a socket than a token stream is long.
+        ws = web.WebSocketResponse(
+            protocols=(PROTOCOL,),
+            heartbeat=HEARTBEAT_SECONDS,
+            max_msg_size=self.limits.max_message_bytes,
+            compress=False,
+        )
+        await ws.prepare(request)
+        if ws.ws_protocol != PROTOCOL:
+            await ws.close(code=4406, message=b"Subprotocol not acceptable")
+            return ws
+        socket = _Socket(self, ws, request)
+        self._open.add(socket)
+        try:
+            await socket.serve()
+        finally:
+            self._open.discard(socket)
+        return ws
+
+    async def close_all(self) -> None:
+        """Tell every client that the server goes away and that it should come back."""
+        sockets = list(self._open)
+        await asyncio.gather(*(socket.close(WSCloseCode.SERVICE_RESTART, "The server restarts") for socket in sockets))
+
+
+class _Socket:
+    """One connection: its identity and its operations, each in a task that ends with it."""
+
+    def __init__(self, sockets: GraphQLSockets, ws: web.WebSocketResponse, request: web.Request) -> None:
+        self._sockets = sockets
+        self._ws = ws
+        self._request = request
+        self._viewer: Viewer | None = None
+        self._initialised = False
+        self._acknowledged = False
+        self._operations: dict[str, asyncio.Task[None]] = {}
+        self._closing: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(INIT_SECONDS, self._close_soon, 4408, "Connection initialisation timeout")
+
+    async def serve(self) -> None:
+        """Take messages until either side closes."""
+        try:
+            async for message in self._ws:
+                if message.type is WSMsgType.TEXT:
+                    await self._take(message.data)
+                elif message.type is WSMsgType.BINARY:
+                    await self.close(4400, "Messages are text")
+        except (ClientConnectionResetError, ConnectionResetError):
+            pass
+        finally:
+            self._timer.cancel()
+            tasks = [task for task in (*self._operations.values(), self._closing) if task is not None]
+            for task in self._operations.values():
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close with a code; the client is given a moment to agree."""
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            await self._ws.close(code=code, message=reason.encode()[:120])
+
+    def _close_soon(self, code: int, reason: str) -> None:
+        if self._closing is None:
+            self._closing = asyncio.create_task(self.close(code, reason), name="closing socket")
+
+    async def _take(self, text: str) -> None:
+        try:
+            message = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return await self.close(4400, "Messages are JSON")
+        if not isinstance(message, dict):
+            return await self.close(4400, "Messages are JSON objects")
+        match message.get("type"):
+            case "connection_init":
+                return await self._initialise(message.get("payload"))
+            case "subscribe":
+                return await self._subscribe(message.get("id"), message.get("payload"))
+            case "complete":
+                return self._complete(message.get("id"))
+            case "ping":
+                payload = message.get("payload")
+                return await self._send({"type": "pong"} if payload is None else {"type": "pong", "payload": payload})
+            case "pong":
+                return None
+        return await self.close(4400, "Unknown type of message")
+
+    async def _initialise(self, payload: Any) -> None:
+        if self._initialised:
+            return await self.close(4429, "Too many initialisation requests")
+        self._initialised = True
+        self._timer.cancel()
+        if payload is not None and not isinstance(payload, dict):
+            return await self.close(4400, "The payload of connection_init is an object")
+        sessions = self._sockets.services.sessions
+        try:
+            viewer = viewer_of_payload(sessions, payload or {})
+            self._viewer = viewer or viewer_of_headers(sessions, self._request.headers)
+        except UnauthenticatedError as refusal:
+            return await self.close(4403, refusal.message)
+        if self._viewer is not None:
+            self._end_with_token(self._viewer.expires_at)
+        self._acknowledged = True
+        return await self._send({"type": "connection_ack"})
+
+    def _end_with_token(self, expires_at: float) -> None:
+        remaining = expires_at - time.time()
+        loop = asyncio.get_running_loop()
+        if remaining > _LONGEST_TIMER_SECONDS:
+            self._timer = loop.call_later(_LONGEST_TIMER_SECONDS, self._end_with_token, expires_at)
+        else:
+            self._timer = loop.call_later(max(remaining, 0), self._close_soon, 4403, "The token has expired")
+
+    async def _subscribe(self, operation_id: Any, payload: Any) -> None:
+        if not self._acknowledged:
+            return await self.close(4401, "Unauthorized")
+        if not isinstance(operation_id, str) or not operation_id or len(operation_id) > 200:
+            return await self.close(4400, "An operation has an id, a string")
+        if operation_id in self._operations:
+            return await self.close(4409, f"Subscriber for {operation_id[:80]} already exists")
+        if len(self._operations) >= self._sockets.limits.max_operations:
+            error = code_error(ErrorCode.RATE_LIMITED, "Too many operations run on this socket.")
+            return await self._send({"id": operation_id, "type": "error", "payload": format_errors([error])})
+        try:
+            asked = GraphQLRequest(payload)
+        except BadRequestError as refusal:
+            error = code_error(ErrorCode.BAD_USER_INPUT, str(refusal))
+            return await self._send({"id": operation_id, "type": "error", "payload": format_errors([error])})
+        task = asyncio.create_task(self._run(operation_id, asked), name="socket operation")
+        self._operations[operation_id] = task
+        return None
+
+    def _complete(self, operation_id: Any) -> None:
+        task = self._operations.pop(operation_id, None) if isinstance(operation_id, str) else None
+        if task is not None:
+            task.cancel()
+
+    async def _run(self, operation_id: str, asked: GraphQLRequest) -> None:
+        try:
+            last = await self._follow(operation_id, asked)
+        except (ClientConnectionResetError, ConnectionResetError):
+            return
+        except Exception as error:
+            log.exception("an operation on a socket failed")
+            failure = code_error(ErrorCode.INTERNAL_SERVER_ERROR, "Something went wrong on the server.")
+            del error
+            last = {"id": operation_id, "type": "error", "payload": format_errors([failure])}
+        # Free before the client can know: it may use the id again at once.
+        if self._operations.pop(operation_id, None) is not None:
+            with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
+                await self._send(last)
+
+    async def _follow(self, operation_id: str, asked: GraphQLRequest) -> dict[str, Any]:
+        """Send every result; what is returned is the message that ends the operation."""
+        source = await self._sockets.schema.stream(
+            asked.query,
+            variable_values=asked.variables,
+            context_value=Context(self._sockets.services, self._viewer),
+            operation_name=asked.operation_name,
+            operation_extensions=asked.extensions,
+        )
+        async with aclosing(source) as results:
+            async for result in results:
+                # Refused before it ran, or the source of a subscription failed: nothing will follow.
+                if isinstance(result, PreExecutionError) or is_request_error(result):  # type: ignore[arg-type]
+                    return {"id": operation_id, "type": "error", "payload": format_errors(result.errors or [])}  # type: ignore[union-attr]
+                await self._send({"id": operation_id, "type": "next", "payload": result_payload(result)})  # type: ignore[arg-type]
+        return {"id": operation_id, "type": "complete"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        # Text: a binary frame is one that no GraphQL client reads.
+        await self._ws.send_str(orjson.dumps(message).decode())

@@ -1,0 +1,218 @@
+"""The composition root: builds every part, in order, and closes them in the reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from config import Settings, SettingsError
+from graph.context import Services
+from models.database import Database, DatabaseUnavailableError
+from models.embedded import EmbeddedPostgres
+from models.ids import new_id
+from providers.base import Provider
+from providers.chat_completions import ChatCompletionsProvider, Deadlines
+from providers.http import make_client_session
+from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
+from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, load_scripts
+from server.app import Application
+from server.pages import Health
+from services.generation import GenerationLimits, Generations
+from services.message_stream import MessageStream
+from services.messages import Messages
+from services.threads import Threads
+from services.titles import Titles
+from services.turns import Turns
+from services.viewer import Sessions, session_secret
+from streams.channel import BroadcastChannel, MemoryBackend
+from streams.hub import Hub
+from streams.leases import LeaseKeeper
+from streams.recovery import Reaper
+
+log = logging.getLogger(__name__)
+
+_REAP_SECONDS = 2.0
+_SOLE_PATIENCE_SECONDS = 10.0
+_READY_SECONDS = 2.0
+
+
+class Server:
+    """One server process: `start`, then `drain` and `close`.
+
+    Args:
+        settings: where and how to serve.
+        providers: further models, for tests: each with the provider that streams it.
+    """
+
+    def __init__(self, settings: Settings, *, providers: list[tuple[ModelRecord, Provider]] | None = None) -> None:
+        self.settings = settings
+        self._more_models = providers or []
+        self._stack = AsyncExitStack()
+        self.address = ""
+
+    async def start(self) -> None:
+        """Start everything; when this returns, requests are answered at `address`.
+
+        Raises:
+            SettingsError, EmbeddedPostgresError, OSError: something is not as the settings say; all is closed again.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def drain(self) -> None:
+        """Take no new turns, let running answers end within the grace, and send the readers away to come back."""
+        grace = self.settings.shutdown_grace_seconds
+        if len(self.generations):
+            log.info("%d answers are being written; they have %g s to end", len(self.generations), grace)
+        await self.generations.drain(grace)
+        await self.application.sockets.close_all()
+
+    async def close(self) -> None:
+        """Close what is open, the last made first."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings, stack = self.settings, self._stack
+        self.database = await self._open_database()
+        self.hub = Hub()
+        self.channel = BroadcastChannel(MemoryBackend())
+        await self.channel.connect()
+        stack.push_async_callback(self.channel.close)
+        self.leases = LeaseKeeper(
+            self.database,
+            holder=new_id(),
+            lease_seconds=settings.lease_seconds,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            lost=lambda message_id: self.generations.lose(message_id),
+        )
+        limits = GenerationLimits(
+            settings.provider_idle_seconds, settings.provider_total_seconds, settings.max_output_chars
+        )
+        self.generations = Generations(self.database, self.hub, self.leases, self.channel, limits)
+        await self.generations.listen()
+        models = await self._models()
+        reaper = Reaper(
+            self.database,
+            living=lambda: [buffer.message_id for buffer in self.hub],
+            every_seconds=_REAP_SECONDS,
+            lease_seconds=settings.lease_seconds,
+        )
+        # Nobody else can be alive on this database: what is live in it was lost with the process before.
+        await reaper.reap(all_others=True)
+        titles = Titles(self.database, models, settings.title_model)
+        stack.push_async_callback(titles.close)
+        self.leases.start()
+        stack.push_async_callback(self.leases.stop)
+        reaper.start()
+        stack.push_async_callback(reaper.stop)
+        stack.push_async_callback(self.generations.drain, 0)
+        await self._serve(self._services(models, titles))
+
+    async def _open_database(self) -> Database:
+        settings, stack = self.settings, self._stack
+        url = settings.database_url
+        if url is None:
+            postgres = EmbeddedPostgres(
+                settings.data_dir / "postgres", max_connections=settings.database_pool_size + 20
+            )
+            await asyncio.to_thread(postgres.start)
+            stack.push_async_callback(asyncio.to_thread, postgres.stop)
+            url = postgres.url
+        database = Database(
+            url, pool_size=settings.database_pool_size, timeout_seconds=settings.database_timeout_seconds
+        )
+        await database.migrate()
+        await database.connect()
+        stack.push_async_callback(database.close)
+        if not await database.claim_sole_server(_SOLE_PATIENCE_SECONDS):
+            raise SettingsError(
+                "DATABASE_URL: another server uses this database, and BROADCAST_URL=memory:// allows one only"
+            )
+        return database
+
+    async def _models(self) -> ModelRegistry:
+        settings = self.settings
+        models: list[tuple[ModelRecord, Provider]] = []
+        if settings.openai_api_key is not None or settings.openai_base_url != Settings.openai_base_url:
+            session = make_client_session()
+            self._stack.push_async_callback(session.close)
+            adapter = ChatCompletionsProvider(
+                session=session,
+                base_url=settings.openai_base_url,
+                api_key=settings.openai_api_key,
+                deadlines=Deadlines(
+                    first_event_seconds=settings.provider_idle_seconds,
+                    idle_seconds=settings.provider_idle_seconds,
+                    total_seconds=settings.provider_total_seconds,
+                ),
+            )
+            self._stack.push_async_callback(adapter.close)
+            models += [(ModelRecord(name, name, "openai", name), adapter) for name in settings.openai_models]
+        scripts = dict(BUILT_IN_SCRIPTS) if settings.scripted_models else {}
+        if settings.scripted_models_file is not None:
+            scripts |= await asyncio.to_thread(load_scripts, settings.scripted_models_file)
+        scripted = ScriptedProvider(scripts)
+        models += [(ModelRecord(name, name, "scripted", name), scripted) for name in scripts]
+        models += self._more_models
+        try:
+            registry = ModelRegistry(models, default=settings.default_model)
+        except UnknownModelError as error:
+            raise SettingsError(f"DEFAULT_MODEL: {settings.default_model!r} is not offered") from error
+        if settings.title_model is not None and registry.find(settings.title_model) is None:
+            raise SettingsError(f"TITLE_MODEL: {settings.title_model!r} is not offered")
+        return registry
+
+    def _services(self, models: ModelRegistry, titles: Titles) -> Services:
+        settings = self.settings
+        sessions = Sessions(
+            self.database,
+            secret=settings.session_secret or session_secret(settings.data_dir),
+            ttl_seconds=settings.session_ttl_seconds,
+            allowed=settings.anonymous_sessions,
+        )
+        messages = Messages(self.database)
+        turns = Turns(
+            self.database,
+            self.hub,
+            self.leases,
+            self.generations,
+            models,
+            titles,
+            max_message_bytes=settings.max_message_bytes,
+            max_history_chars=settings.max_history_chars,
+        )
+        return Services(
+            sessions=sessions,
+            threads=Threads(self.database, end_live=self.generations.end_live),
+            messages=messages,
+            turns=turns,
+            message_stream=MessageStream(
+                self.hub, messages, self.generations, patience_seconds=settings.lease_seconds + 2 * _REAP_SECONDS
+            ),
+            models=models,
+        )
+
+    async def _serve(self, services: Services) -> None:
+        self.application = Application(self.settings, services, Health(is_ready=self._is_ready))
+        runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self.settings.host, self.settings.port)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def _is_ready(self) -> bool:
+        if self.generations.draining:
+            return False
+        try:
+            async with asyncio.timeout(_READY_SECONDS), self.database.acquire() as connection:
+                return bool(await connection.fetchval("SELECT true"))
+        except (TimeoutError, DatabaseUnavailableError):
+            return False

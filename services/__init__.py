@@ -1,0 +1,1 @@
+"""What the product does, for a viewer: every call takes who is asking and answers only about what is theirs."""

@@ -1,0 +1,300 @@
+"""Answers being written by this process: one task each, owned here and not by the request that asked.
+
+A generation reads the provider, appends to the shared buffer, and ends the message in one write. However it ends, it
+ends once: by the provider, by a stop, by its deadlines, by the drain of the server, or by losing its stream to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from models.database import Database, DatabaseUnavailableError
+from models.parts import ToolPart
+from models.records import MessageFailure, MessageRecord, MessageStatus, MessageTokens
+from models.text import clean, clean_json
+from providers.base import (
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Provider,
+    ProviderFailure,
+    ReasoningDelta,
+    TextDelta,
+    TokenUsage,
+    ToolCall,
+)
+from streams.buffer import StreamBuffer
+from streams.channel import Channel
+from streams.ending import AnswerEnd, StreamHold, end_answer
+from streams.hub import Hub
+from streams.leases import LeaseKeeper
+from streams.tokens import estimate
+
+log = logging.getLogger(__name__)
+
+STOP_CHANNEL = "stop"
+_STOP_DEADLINE_SECONDS = 15.0
+_CLOSE_DEADLINE_SECONDS = 5.0
+_END_RETRY_SECONDS = 2.0
+
+_SHUTDOWN = MessageFailure(
+    "SERVER_SHUTDOWN", "The server was shut down while it answered. Retry to get a whole answer."
+)
+_HUNG_UP = MessageFailure("PROVIDER_HUNG_UP", "The model's provider ended the connection before the answer was whole.")
+_EMPTY = MessageFailure("EMPTY_ANSWER", "The model ended without an answer. Retry, or ask in another way.")
+_FILTERED = MessageFailure("CONTENT_FILTERED", "The model's provider withheld the answer by its content rules.")
+_TIMEOUT = MessageFailure("PROVIDER_TIMEOUT", "The model was silent for too long. Retry later or with another model.")
+_TOO_LONG = MessageFailure("OUTPUT_LIMIT", "The answer reached the greatest length this server keeps.")
+_DEFECT = MessageFailure("INTERNAL_SERVER_ERROR", "Something went wrong on this server while it answered. Retry.")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """Seconds of silence and in all, and code points, after which a generation is ended."""
+
+    idle_seconds: float
+    total_seconds: float
+    max_output_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    status: MessageStatus
+    failure: MessageFailure | None = None
+
+
+class Generation:
+    """One answer being written. `run` is its task."""
+
+    def __init__(self, hold: StreamHold, buffer: StreamBuffer, limits: GenerationLimits) -> None:
+        self.hold = hold
+        self.buffer = buffer
+        self._limits = limits
+        self._usage: TokenUsage | None = None
+        self._prompt = ""
+        self._called_provider = False
+        self._last_event = 0.0
+        self._reading: asyncio.Task[_Outcome] | None = None
+        self._forced: _Outcome | None = None
+
+    async def read(self, request: Callable[[], Any], provider: Provider) -> AnswerEnd:
+        """Stream the answer into the buffer and say how it ended. Never raises but for cancellation."""
+        self._reading = asyncio.create_task(self._consume(request, provider), name=f"provider {self.hold.message_id}")
+        if self._forced is not None:
+            self._reading.cancel()
+        loop = asyncio.get_running_loop()
+        self._last_event = started = loop.time()
+        while not self._reading.done() and self._forced is None:
+            now = loop.time()
+            silent, total = now - self._last_event, now - started
+            if silent >= self._limits.idle_seconds or total >= self._limits.total_seconds:
+                self.end_early(MessageStatus.FAILED, _TIMEOUT)
+                break
+            wake = min(self._limits.idle_seconds - silent, self._limits.total_seconds - total)
+            await asyncio.wait({self._reading}, timeout=wake)
+        outcome = await self._settle()
+        parts = self.buffer.parts()
+        if self._usage is None:
+            tokens = estimate(self._prompt, parts)
+        else:
+            usage = self._usage
+            tokens = MessageTokens(usage.prompt, usage.completion, usage.reasoning, usage.cached, estimated=False)
+        return AnswerEnd(outcome.status, parts, outcome.failure, tokens, self._called_provider)
+
+    def end_early(self, status: MessageStatus, failure: MessageFailure | None) -> None:
+        """End with what has come, unless the provider is through already. The first reason given holds."""
+        if self._forced is None:
+            self._forced = _Outcome(status, failure)
+            if self._reading is not None:
+                self._reading.cancel()
+
+    async def _settle(self) -> _Outcome:
+        """The outcome, after the provider's connection is closed."""
+        assert self._reading is not None
+        await asyncio.wait({self._reading}, timeout=_CLOSE_DEADLINE_SECONDS)
+        if self._reading.done() and not self._reading.cancelled():
+            return self._reading.result()
+        if not self._reading.done():
+            log.error("a provider does not let go", extra={"message_id": str(self.hold.message_id)})
+        return self._forced or _Outcome(MessageStatus.FAILED, _DEFECT)
+
+    async def _consume(self, request: Callable[[], Any], provider: Provider) -> _Outcome:
+        try:
+            asked: GenerationRequest = await request()
+            self._prompt = "\n".join(message.text for message in asked.messages)
+            self._called_provider = True
+            async with aclosing(provider.stream(asked)) as events:
+                finish = await self._follow(events)
+        except ProviderFailure as failure:
+            return _Outcome(
+                MessageStatus.FAILED, MessageFailure(failure.code.value, failure.message, failure.retry_after)
+            )
+        except _OutputLimitError:
+            return _Outcome(MessageStatus.INTERRUPTED, _TOO_LONG)
+        except Exception:
+            log.exception("a generation failed", extra={"message_id": str(self.hold.message_id)})
+            return _Outcome(MessageStatus.FAILED, _DEFECT)
+        if finish is None:
+            return _Outcome(MessageStatus.INTERRUPTED, _HUNG_UP)
+        if self.buffer.length == 0:
+            filtered = finish.reason is FinishReason.CONTENT_FILTER
+            return _Outcome(MessageStatus.FAILED, _FILTERED if filtered else _EMPTY)
+        return _Outcome(MessageStatus.COMPLETE)
+
+    async def _follow(self, events: Any) -> Finish | None:
+        buffer, now = self.buffer, asyncio.get_running_loop().time
+        limit = self._limits.max_output_chars
+        async for event in events:
+            self._last_event = now()
+            kind = type(event)
+            if kind is TextDelta:
+                buffer.append_text("TEXT", clean(event.text))
+            elif kind is ReasoningDelta:
+                buffer.append_text("REASONING", clean(event.text))
+            elif kind is ToolCall:
+                buffer.append_part(ToolPart(clean(event.call_id), clean(event.name), clean_json(event.arguments)))
+            elif kind is TokenUsage:
+                self._usage = event
+            else:
+                assert isinstance(event, Finish)
+                return event
+            if buffer.length > limit:
+                raise _OutputLimitError
+        return None
+
+
+class _OutputLimitError(Exception):
+    """The answer is longer than is kept."""
+
+
+class Generations:
+    """All generations of this process. Made by the composition root, ended by `drain`.
+
+    Stops arrive over the channel, so that a stop asked of any process reaches the one that writes.
+    """
+
+    def __init__(
+        self, database: Database, hub: Hub, leases: LeaseKeeper, channel: Channel, limits: GenerationLimits
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._leases = leases
+        self._channel = channel
+        self._limits = limits
+        self._running: dict[UUID, Generation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def listen(self) -> None:
+        """Begin to take stops from the channel."""
+        await self._channel.listen(STOP_CHANNEL, self._on_stop)
+
+    def start(self, hold: StreamHold, buffer: StreamBuffer, request: Callable[[], Any], provider: Provider) -> None:
+        """Write an answer in a task of its own. The buffer is open in the hub already.
+
+        Args:
+            request: makes the request for the provider (it reads the history); awaited in the task.
+        """
+        generation = Generation(hold, buffer, self._limits)
+        self._running[hold.message_id] = generation
+        self._leases.keep(buffer)
+        task = asyncio.create_task(self._run(generation, request, provider), name=f"generation {hold.message_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self, message_id: UUID) -> None:
+        """Ask whoever writes this message to stop. Does not wait."""
+        await self._channel.publish(STOP_CHANNEL, {"messageId": message_id.hex})
+
+    async def wait_ended(self, message_id: UUID) -> bool:
+        """Whether the answer, if it is written here, ends within the deadline for stops."""
+        buffer = self._hub.get(message_id)
+        if buffer is None:
+            return True
+        try:
+            async with asyncio.timeout(_STOP_DEADLINE_SECONDS):
+                while not buffer.closed:
+                    await buffer.wait(buffer.length)
+        except TimeoutError:
+            return False
+        return True
+
+    async def end_live(self, thread_id: UUID) -> None:
+        """Stop the answer being written in a thread, if it is written here, and wait for its end."""
+        for generation in list(self._running.values()):
+            if generation.hold.thread_id == thread_id:
+                await self.stop(generation.hold.message_id)
+                await self.wait_ended(generation.hold.message_id)
+
+    def lose(self, message_id: UUID) -> None:
+        """The stream was deleted or taken over: stop writing what nobody may see."""
+        if generation := self._running.get(message_id):
+            generation.end_early(MessageStatus.INTERRUPTED, _SHUTDOWN)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Let running answers end for so long, then end the rest as INTERRUPTED with their text. No new ones begin."""
+        self.draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_seconds)
+        for generation in list(self._running.values()):
+            generation.end_early(MessageStatus.INTERRUPTED, _SHUTDOWN)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_STOP_DEADLINE_SECONDS)
+            for task in late:
+                task.cancel()
+
+    async def _on_stop(self, message: dict[str, Any]) -> None:
+        if generation := self._running.get(UUID(hex=message["messageId"])):
+            generation.end_early(MessageStatus.STOPPED, None)
+
+    async def _run(self, generation: Generation, request: Callable[[], Any], provider: Provider) -> None:
+        message_id, buffer = generation.hold.message_id, generation.buffer
+        started = time.monotonic()
+        record: MessageRecord | None = None
+        try:
+            end = await generation.read(request, provider)
+            record = await self._store(generation.hold, end)
+            log.info(
+                "answer ended",
+                extra={
+                    "message_id": str(message_id),
+                    "status": end.status.value if record else "LOST",
+                    "seconds": round(time.monotonic() - started, 3),
+                },
+            )
+        finally:
+            # In this order: a reader that comes now finds the stored message, one that is here is told of it.
+            self._leases.release(message_id)
+            self._hub.remove(message_id)
+            self._running.pop(message_id, None)
+            if record is not None:
+                buffer.end(record)
+            else:
+                buffer.close()
+
+    async def _store(self, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:
+        """Write the end until it holds: the lease keeps the stream ours meanwhile."""
+        attempt = 0
+        while True:
+            try:
+                return await end_answer(self._database, hold, end)
+            except DatabaseUnavailableError as error:
+                attempt += 1
+                log.warning("the end of an answer waits for the database: %s", error)
+            except Exception:
+                attempt += 1
+                if attempt > 5:
+                    raise
+                log.exception("storing the end of an answer failed; trying again")
+            await asyncio.sleep(min(_END_RETRY_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311

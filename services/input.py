@@ -1,0 +1,33 @@
+"""Checks of what callers send; each names the field it refuses."""
+
+from __future__ import annotations
+
+from models.text import is_storable
+from services.errors import BadUserInputError, PayloadTooLargeError
+
+
+def checked_text(text: str, *, field: str, max_bytes: int) -> str:
+    """A text that can be stored: not blank, no NUL, no lone surrogate, at most `max_bytes` of UTF-8.
+
+    Raises:
+        BadUserInputError: it is blank, or holds what cannot be stored.
+        PayloadTooLargeError: it is too long.
+    """
+    if not is_storable(text):
+        raise BadUserInputError("The text holds a NUL or half a character, which cannot be stored.", field=field)
+    if len(text) > max_bytes or len(text.encode()) > max_bytes:
+        raise PayloadTooLargeError(f"The text is longer than {max_bytes} bytes.", field=field)
+    if not text.strip():
+        raise BadUserInputError("The text is empty.", field=field)
+    return text
+
+
+def checked_key(key: str, *, field: str = "idempotencyKey") -> str:
+    """An idempotency key: 1 to 200 visible ASCII characters, such as a UUID.
+
+    Raises:
+        BadUserInputError: it is not.
+    """
+    if not 1 <= len(key) <= 200 or not key.isascii() or not key.isprintable() or " " in key:
+        raise BadUserInputError("An idempotency key is 1 to 200 visible ASCII characters, such as a UUID.", field=field)
+    return key

@@ -1,0 +1,150 @@
+"""Reading an answer: while it is written, after it, from any place on, whatever happened to the server meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from uuid import UUID
+
+from models.parts import parts_length
+from models.records import MessageRecord, MessageRole, MessageStatus
+from services.errors import (
+    BadUserInputError,
+    CursorAheadError,
+    CursorInvalidError,
+    CursorMismatchError,
+    NotFoundError,
+    UnavailableError,
+)
+from services.generation import Generations
+from services.messages import Messages
+from services.viewer import Viewer
+from streams import buffer as streams_buffer
+from streams import cursor as streams_cursor
+from streams.buffer import Ended, Reset, StreamEvent
+from streams.cursor import StreamPosition, cursor_prefix, end_cursor
+from streams.hub import Hub
+from streams.recovery import SERVER_LOST
+
+_POLL_SECONDS = 0.25
+
+
+class MessageStream:
+    """Reads and stops answers for viewers.
+
+    Args:
+        patience_seconds: how long a live answer without a writer is waited for: a dead server's is ended by then.
+    """
+
+    def __init__(self, hub: Hub, messages: Messages, generations: Generations, *, patience_seconds: float) -> None:
+        self._hub = hub
+        self._messages = messages
+        self._generations = generations
+        self._patience_seconds = patience_seconds
+
+    async def read(self, viewer: Viewer, message_id: UUID, after: str | None) -> AsyncGenerator[StreamEvent, None]:
+        """The answer from a cursor on (None: from its start), ending with `Ended`. Nothing after `Ended`'s own cursor.
+
+        Raises:
+            NotFoundError: no such message of the viewer's; also when it is deleted while it is read.
+            CursorInvalidError, CursorMismatchError, CursorAheadError: the cursor is of no, another, a future place.
+            UnavailableError: the message is live, but nobody writes it and nobody has ended it in time.
+        """
+        position = _position(message_id, after)
+        offset = position.offset
+        while True:
+            buffer = self._hub.get(message_id)
+            if buffer is None or buffer.owner_id != viewer.id:
+                record = await self._stored_or_live(viewer, message_id)
+                if record is not None:
+                    for event in _replay(record, StreamPosition(message_id, offset, position.ended)):
+                        yield event
+                    return
+                continue
+            if position.ended or offset > buffer.length:
+                raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+            while True:
+                length = buffer.length
+                for event in buffer.since(offset):
+                    yield event
+                offset = length
+                if buffer.closed and buffer.length == offset:
+                    break
+                await buffer.wait(offset)
+            if buffer.ended is not None:
+                yield buffer.ended
+                return
+            # Closed without an end: deleted, or another server's now. The database knows.
+
+    async def stop(self, viewer: Viewer, message_id: UUID) -> MessageRecord:
+        """Stop an answer, keep what has come, and return it as it is stored. Stopping twice, or too late, is no error.
+
+        Raises:
+            NotFoundError: no such message of the viewer's.
+            BadUserInputError: it is not an answer.
+            UnavailableError: its writer did not stop in time.
+        """
+        record = await self._find(viewer, message_id)
+        if record.role is not MessageRole.ASSISTANT:
+            raise BadUserInputError("Only an answer can be stopped.", field="messageId")
+        deadline = asyncio.get_running_loop().time() + self._patience_seconds
+        while not record.ended:
+            await self._generations.stop(message_id)
+            buffer = self._hub.get(message_id)
+            if buffer is not None:
+                await self._generations.wait_ended(message_id)
+                if buffer.ended is not None:
+                    return buffer.ended.message
+            record = await self._find(viewer, message_id)
+            if not record.ended:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise UnavailableError("The answer could not be stopped in time; try again.")
+                await asyncio.sleep(_POLL_SECONDS)
+        return record
+
+    async def _stored_or_live(self, viewer: Viewer, message_id: UUID) -> MessageRecord | None:
+        """The ended message; None once it is being written in this process."""
+        deadline = asyncio.get_running_loop().time() + self._patience_seconds
+        while True:
+            record = await self._find(viewer, message_id)
+            if record.ended:
+                return record
+            if self._hub.get(message_id) is not None:
+                return None
+            if asyncio.get_running_loop().time() > deadline:
+                raise UnavailableError("Nobody is writing this answer; try again.")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _find(self, viewer: Viewer, message_id: UUID) -> MessageRecord:
+        record = await self._messages.find(viewer, message_id)
+        if record is None:
+            raise NotFoundError("message", field="messageId")
+        return record
+
+
+def _position(message_id: UUID, after: str | None) -> StreamPosition:
+    if after is None:
+        return StreamPosition(message_id, 0)
+    try:
+        return streams_cursor.parse_cursor(after, message_id)
+    except streams_cursor.ForeignCursorError as error:
+        raise CursorMismatchError("This cursor belongs to another message's stream.", field="after") from error
+    except streams_cursor.MalformedCursorError as error:
+        raise CursorInvalidError("This is not a cursor of a message stream.", field="after") from error
+
+
+def _replay(record: MessageRecord, position: StreamPosition) -> list[StreamEvent]:
+    length = parts_length(record.parts)
+    ended = Ended(end_cursor(record.id, length), record)
+    if position.offset > length or (position.ended and position.offset != length):
+        if (
+            record.status is MessageStatus.INTERRUPTED
+            and record.failure is not None
+            and (record.failure.code == SERVER_LOST.code)
+        ):
+            # The last moments before a server died are gone with it; what the reader holds is more than there is.
+            return [Reset(f"{cursor_prefix(record.id)}{length}", record), ended]
+        raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+    if position.ended:
+        return []
+    return [*streams_buffer.replay(record.id, record.parts, position.offset), ended]

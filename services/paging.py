@@ -1,0 +1,151 @@
+"""Keyset pages: what a connection's arguments mean, and cursors that are positions, not offsets.
+
+After the GraphQL Cursor Connections specification: `first`/`after` walk forwards, `last`/`before` backwards. A cursor
+holds the sort key of a row, so a page does not shift when rows before it come or go. Cursors are not signed: a forged
+one names another place in the viewer's own list.
+"""
+
+from __future__ import annotations
+
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from services.errors import BadUserInputError, CursorInvalidError
+
+DEFAULT_PAGE = 25
+MAX_PAGE = 100
+MAX_NODES = 100
+
+Record = TypeVar("Record")
+Position = TypeVar("Position")
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest(Generic[Position]):
+    """A page to fetch: at most `limit` rows behind `after` and before `before`, from the start, or from the end."""
+
+    limit: int
+    after: Position | None
+    before: Position | None
+    backwards: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Record]):
+    """Rows in the order of the list, whichever way they were fetched."""
+
+    records: list[Record]
+    has_next: bool
+    has_previous: bool
+
+    @classmethod
+    def of(cls, request: PageRequest[Position], fetched: Sequence[Record]) -> Page[Record]:
+        """From rows fetched in walking order, one more than the limit where there are more."""
+        more = len(fetched) > request.limit
+        records = list(fetched[: request.limit])
+        if request.backwards:
+            records.reverse()
+            return cls(records, has_next=request.before is not None, has_previous=more)
+        return cls(records, has_next=more, has_previous=request.after is not None)
+
+
+def page_request(
+    parse: Callable[[str], Position], first: int | None, after: str | None, last: int | None, before: str | None
+) -> PageRequest[Position]:
+    """What the four arguments ask for.
+
+    Args:
+        parse: the cursor parser of this list.
+
+    Raises:
+        BadUserInputError: first and last together, or a size outside 1 to 100.
+        CursorInvalidError: a cursor that is not one of this list.
+    """
+    if first is not None and last is not None:
+        raise BadUserInputError("Give first or last, not both.", field="last")
+    field, size = ("first", first) if last is None else ("last", last)
+    if size is not None and not 1 <= size <= MAX_PAGE:
+        raise BadUserInputError(f"A page has 1 to {MAX_PAGE} entries.", field=field)
+    return PageRequest(
+        limit=size or DEFAULT_PAGE,
+        after=_position(parse, after, "after"),
+        before=_position(parse, before, "before"),
+        backwards=last is not None,
+    )
+
+
+def _position(parse: Callable[[str], Position], cursor: str | None, field: str) -> Position | None:
+    if cursor is None:
+        return None
+    try:
+        return parse(cursor)
+    except (ValueError, struct.error, OverflowError, Base64Error) as error:
+        raise CursorInvalidError("This is not a cursor of this list.", field=field) from error
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadPosition:
+    """A place in the list of threads."""
+
+    pinned: bool
+    updated_at: datetime
+    id: UUID
+
+    _FORM = struct.Struct(">cBq16s")
+
+    def cursor(self) -> str:
+        """The cursor of this place."""
+        micros = (self.updated_at - _EPOCH) // _MICROSECOND
+        return _encode(self._FORM.pack(b"T", self.pinned, micros, self.id.bytes))
+
+    @classmethod
+    def parse(cls, cursor: str) -> ThreadPosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, pinned, micros, key = cls._FORM.unpack(_decode(cursor))
+        if kind != b"T" or pinned > 1:
+            raise ValueError(cursor)
+        return cls(bool(pinned), _EPOCH + timedelta(microseconds=micros), UUID(bytes=key))
+
+
+@dataclass(frozen=True, slots=True)
+class PathPosition:
+    """A place on a thread's active path: how deep it is in the tree."""
+
+    depth: int
+
+    _FORM = struct.Struct(">cI")
+
+    def cursor(self) -> str:
+        """The cursor of this place."""
+        return _encode(self._FORM.pack(b"M", self.depth))
+
+    @classmethod
+    def parse(cls, cursor: str) -> PathPosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, depth = cls._FORM.unpack(_decode(cursor))
+        if kind != b"M" or depth > 2**31 - 1:
+            raise ValueError(cursor)
+        return cls(depth)
+
+
+def _encode(packed: bytes) -> str:
+    return urlsafe_b64encode(packed).rstrip(b"=").decode()
+
+
+def _decode(cursor: str) -> bytes:
+    if len(cursor) > 64 or not cursor.isascii():
+        raise ValueError("too long")
+    packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    if _encode(packed) != cursor:
+        raise ValueError("another spelling")
+    return packed

@@ -1,0 +1,102 @@
+"""Titles of new threads: from the first question at once, then by a model where one is set. A title never costs a turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from uuid import UUID
+
+from models.database import Database
+from models.ids import new_id
+from models.text import clean
+from providers.base import Finish, GenerationRequest, PromptMessage, TextDelta, TokenUsage
+from providers.registry import ModelRegistry
+from services.viewer import Viewer
+from streams.tokens import estimate_tokens
+
+log = logging.getLogger(__name__)
+
+MAX_TITLE_CHARS = 80
+_DEADLINE_SECONDS = 30.0
+_QUESTION_CHARS = 4_000
+_INSTRUCTION = (
+    "Write a title of at most six words for a conversation that begins with the text below, in the language of that "
+    "text. Answer with the title alone: no quotes, no full stop.\n\n"
+)
+# Only a title that was made from the text is replaced: never the user's own.
+_SET = "UPDATE threads SET title = $2, title_source = 'MODEL' WHERE id = $1 AND title_source = 'TEXT'"
+_USED = """
+INSERT INTO usage_events (id, owner_id, message_id, kind, model, status, prompt_tokens, completion_tokens,
+    reasoning_tokens, cached_tokens, estimated)
+SELECT $1, $2, $3, 'TITLE', $4, 'COMPLETE', $5, $6, $7, $8, $9 WHERE EXISTS (SELECT FROM users WHERE id = $2)
+ON CONFLICT (message_id, kind) DO NOTHING
+"""
+
+
+def title_from_text(text: str) -> str:
+    """The first line with anything in it, cut at a word to at most 80 code points."""
+    line = next((line for line in text.splitlines() if line.strip()), text)
+    words = " ".join(line.split())
+    if len(words) <= MAX_TITLE_CHARS:
+        return words
+    cut = words[: MAX_TITLE_CHARS - 1]
+    return (cut.rsplit(" ", 1)[0] if " " in cut[MAX_TITLE_CHARS // 2 :] else cut) + "…"
+
+
+class Titles:
+    """Titles by a model, each in a task of its own that ends by its deadline or with `close`.
+
+    Args:
+        model_id: the model to ask; None leaves titles as they were made from the text.
+    """
+
+    def __init__(self, database: Database, models: ModelRegistry, model_id: str | None) -> None:
+        self._database = database
+        self._models = models
+        self._model_id = model_id
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, viewer: Viewer, thread_id: UUID, assistant_message_id: UUID, question: str) -> None:
+        """Start to title a new thread by its first question; its usage is counted with the first answer's message."""
+        if self._model_id is None:
+            return
+        task = asyncio.create_task(self._title(viewer, thread_id, assistant_message_id, question), name="title")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up titles that are not done."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _title(self, viewer: Viewer, thread_id: UUID, message_id: UUID, question: str) -> None:
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                model, provider = self._models.resolve(self._model_id)
+                prompt = _INSTRUCTION + question[:_QUESTION_CHARS]
+                request = GenerationRequest(model.vendor_name, (PromptMessage("user", prompt),))
+                said, usage = "", None
+                async with aclosing(provider.stream(request)) as events:
+                    async for event in events:
+                        match event:
+                            case TextDelta(text) if len(said) < MAX_TITLE_CHARS * 4:
+                                said += text
+                            case TokenUsage():
+                                usage = event
+                            case Finish():
+                                break
+                if usage is None:
+                    usage = TokenUsage(estimate_tokens(prompt), estimate_tokens(said))
+                title = title_from_text(clean(said).strip().strip("\"'“”"))
+                async with self._database.acquire() as connection:
+                    if title:
+                        await connection.execute(_SET, thread_id, title)
+                    await connection.execute(
+                        _USED,
+                        *(new_id(), viewer.id, message_id, model.id),
+                        *(usage.prompt, usage.completion, usage.reasoning, usage.cached, False),
+                    )
+        except Exception as error:
+            log.warning("a title could not be made: %s", type(error).__name__)

@@ -1,0 +1,333 @@
+"""Turns: a question and the answer that begins with it, made in one transaction and at most once a key.
+
+The order inside is what the promises rest on. What can be refused without the database is refused first. The row of the
+idempotency key is written first of all, so that equal requests wait for one another there. Then the thread is locked:
+one writer at a time. The stream's buffer is open before the commit makes the message visible, so no reader is too early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from models.database import Database
+from models.ids import new_id
+from models.parts import TextPart, parts_to_json
+from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord
+from providers.base import GenerationRequest, Provider, ReasoningEffort
+from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
+from services.errors import (
+    BadUserInputError,
+    ConflictError,
+    ModelUnavailableError,
+    NotFoundError,
+    ThreadBusyError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from services.generation import Generations
+from services.history import history
+from services.input import checked_key, checked_text
+from services.messages import MAX_SIBLINGS, leave_branch
+from services.titles import Titles, title_from_text
+from services.viewer import Viewer
+from streams.ending import StreamHold
+from streams.hub import Hub
+from streams.leases import LeaseKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from asyncpg import Connection
+
+T = TypeVar("T")
+_MAX_MESSAGES = 100_000
+
+_TAKE_KEY = """
+INSERT INTO turns (id, owner_id, idempotency_key, fingerprint, thread_id, user_message_id, assistant_message_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (owner_id, idempotency_key) DO NOTHING
+RETURNING id
+"""
+_TAKEN_KEY = """
+SELECT fingerprint, thread_id, user_message_id, assistant_message_id FROM turns
+WHERE owner_id = $1 AND idempotency_key = $2
+"""
+_LOCK_THREAD = f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = $1 AND owner_id = $2 FOR UPDATE"  # noqa: S608
+_LEAF = """
+SELECT id, depth FROM messages WHERE thread_id = $1 AND active ORDER BY depth DESC LIMIT 1
+"""
+_IS_LIVE = "SELECT EXISTS (SELECT FROM messages WHERE thread_id = $1 AND status = 'STREAMING')"
+_PLACE = """
+SELECT thread_id, parent_id, depth, role, (
+    SELECT count(*) FROM messages sibling
+    WHERE sibling.thread_id = m.thread_id AND sibling.parent_id IS NOT DISTINCT FROM m.parent_id
+) AS siblings
+FROM messages m WHERE id = $1 AND owner_id = $2
+"""
+_ADD_THREAD = """
+INSERT INTO threads (id, owner_id, title, title_source, pinned, created_at, updated_at)
+VALUES ($1, $2, $3, 'TEXT', false, now(), now())
+"""
+_ADD_QUESTION = """
+WITH parent AS (
+    UPDATE messages SET active_child_id = $1 WHERE id = $4
+)
+INSERT INTO messages (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, true, 'USER', 'COMPLETE', $6::jsonb, now(), now())
+"""
+_ADD_ANSWER = f"""
+WITH parent AS (
+    UPDATE messages SET active_child_id = $1 WHERE id = $4
+), answer AS (
+    INSERT INTO messages (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, model, created_at,
+        updated_at)
+    VALUES ($1, $2, $3, $4, $5, true, 'ASSISTANT', 'STREAMING', '[]', $6, now(), now())
+), stream AS (
+    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at)
+    VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8))
+)
+UPDATE threads SET updated_at = now() WHERE id = $3 RETURNING {THREAD_COLUMNS}
+"""  # noqa: S608
+_FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer, which may still be being written."""
+
+    thread: ThreadRecord
+    user_message: MessageRecord
+    assistant_message: MessageRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRequest:
+    """What all turns are asked with. `model_id` None: the default."""
+
+    idempotency_key: str
+    model_id: str | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _NewTurn:
+    """The ids of a turn, chosen before anything is written."""
+
+    viewer: Viewer
+    request: TurnRequest
+    fingerprint: bytes
+    thread_id: UUID
+    user_message_id: UUID
+    answer_id: UUID
+    model: ModelRecord
+    provider: Provider
+
+
+class Turns:
+    """Makes turns for viewers."""
+
+    def __init__(
+        self,
+        database: Database,
+        hub: Hub,
+        leases: LeaseKeeper,
+        generations: Generations,
+        models: ModelRegistry,
+        titles: Titles,
+        *,
+        max_message_bytes: int,
+        max_history_chars: int,
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._leases = leases
+        self._generations = generations
+        self._models = models
+        self._titles = titles
+        self._max_message_bytes = max_message_bytes
+        self._max_history_chars = max_history_chars
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def send(self, viewer: Viewer, request: TurnRequest, *, thread_id: UUID | None, text: str) -> Turn:
+        """Ask a question at the end of a thread's active path, or in a new thread (thread_id None).
+
+        Raises:
+            BadUserInputError: the text or the key cannot be accepted.
+            ModelUnavailableError: the model is not offered.
+            NotFoundError: no such thread of the viewer's.
+            ThreadBusyError: an answer is being written in the thread.
+            ConflictError: the key was used for something else.
+        """
+        text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
+        new = self._prepare(viewer, request, "send", thread_id or new_id(), new_id(), thread_id and thread_id.hex, text)
+
+        async def write(connection: Connection) -> ThreadRecord:
+            parent_id, depth = None, 0
+            if thread_id is None:
+                await connection.execute(_ADD_THREAD, new.thread_id, viewer.id, title_from_text(text))
+            else:
+                await self._lock_idle(connection, viewer, thread_id, field="threadId")
+                if leaf := await connection.fetchrow(_LEAF, thread_id):
+                    parent_id, depth = leaf["id"], leaf["depth"] + 1
+            if depth + 2 > _MAX_MESSAGES:
+                raise BadUserInputError("This thread is full; begin a new one.", field="threadId")
+            return await self._add(connection, new, parent_id, depth, text)
+
+        turn = await self._once(new, write)
+        if thread_id is None and turn.assistant_message.id == new.answer_id:
+            self._titles.begin(viewer, new.thread_id, new.answer_id, text)
+        return turn
+
+    async def edit(self, viewer: Viewer, request: TurnRequest, *, message_id: UUID, text: str) -> Turn:
+        """Ask a user's message anew, in other words: a sibling of it with an answer of its own becomes active.
+
+        Raises:
+            as `send`; BadUserInputError also where the message is not a user's, or has 100 versions.
+        """
+        text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
+        place = await self._place(viewer, message_id, MessageRole.USER)
+        new = self._prepare(viewer, request, "edit", place["thread_id"], new_id(), message_id.hex, text)
+
+        async def write(connection: Connection) -> ThreadRecord:
+            await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
+            await leave_branch(connection, new.thread_id, place["parent_id"])
+            return await self._add(connection, new, place["parent_id"], place["depth"], text)
+
+        return await self._once(new, write)
+
+    async def retry(self, viewer: Viewer, request: TurnRequest, *, message_id: UUID) -> Turn:
+        """Have an answer written again: another answer beside it becomes active.
+
+        Raises:
+            as `send`; BadUserInputError also where the message is not an answer, or has 100 versions.
+        """
+        place = await self._place(viewer, message_id, MessageRole.ASSISTANT)
+        new = self._prepare(viewer, request, "retry", place["thread_id"], place["parent_id"], message_id.hex)
+
+        async def write(connection: Connection) -> ThreadRecord:
+            await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
+            await leave_branch(connection, new.thread_id, new.user_message_id)
+            return await self._add(connection, new, new.user_message_id, place["depth"], None)
+
+        return await self._once(new, write)
+
+    def _prepare(
+        self, viewer: Viewer, request: TurnRequest, kind: str, thread_id: UUID, user_message_id: UUID, *said: str | None
+    ) -> _NewTurn:
+        checked_key(request.idempotency_key)
+        if self._generations.draining:
+            raise UnavailableError("The server is shutting down; try again.")
+        try:
+            model, provider = self._models.resolve(request.model_id)
+        except UnknownModelError as error:
+            raise ModelUnavailableError from error
+        asked = orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])
+        return _NewTurn(viewer, request, sha256(asked).digest(), thread_id, user_message_id, new_id(), model, provider)
+
+    async def _place(self, viewer: Viewer, message_id: UUID, role: MessageRole) -> asyncpg.Record:
+        async with self._database.acquire() as connection:
+            place = await connection.fetchrow(_PLACE, message_id, viewer.id)
+        if place is None:
+            raise NotFoundError("message", field="messageId")
+        if place["role"] != role:
+            wanted = "a user's message" if role is MessageRole.USER else "an answer"
+            raise BadUserInputError(f"This takes {wanted}.", field="messageId")
+        if place["siblings"] >= MAX_SIBLINGS:
+            raise BadUserInputError(f"A message has at most {MAX_SIBLINGS} versions.", field="messageId")
+        return place
+
+    async def _lock_idle(self, connection: Connection, viewer: Viewer, thread_id: UUID, *, field: str) -> None:
+        if await connection.fetchrow(_LOCK_THREAD, thread_id, viewer.id) is None:
+            raise NotFoundError("thread" if field == "threadId" else "message", field=field)
+        if await connection.fetchval(_IS_LIVE, thread_id):
+            raise ThreadBusyError
+
+    async def _add(
+        self, connection: Connection, new: _NewTurn, parent_id: UUID | None, depth: int, text: str | None
+    ) -> ThreadRecord:
+        """Write the question (None: there already, as `parent_id`) and its answer's placeholder with its stream."""
+        owner_id = new.viewer.id
+        if text is not None:
+            parts = parts_to_json([TextPart(text)])
+            await connection.execute(
+                _ADD_QUESTION, new.user_message_id, owner_id, new.thread_id, parent_id, depth, parts
+            )
+            depth += 1
+        row = await connection.fetchrow(
+            _ADD_ANSWER,
+            *(new.answer_id, owner_id, new.thread_id, new.user_message_id, depth, new.model.id),
+            *(self._leases.holder, self._leases.lease_seconds),
+        )
+        return ThreadRecord.from_row(row)
+
+    async def _once(self, new: _NewTurn, write: Any) -> Turn:
+        """Make the turn, or find the one that its key made before.
+
+        In a task of its own: a caller that leaves between the commit and the start of the answer must not part the two.
+        """
+        return await self._own(self._make(new, write))
+
+    async def _make(self, new: _NewTurn, write: Any) -> Turn:
+        buffer = self._hub.open(new.answer_id, new.viewer.id)
+        started = False
+        try:
+            async with self._database.transaction() as connection:
+                taken = await connection.fetchval(
+                    _TAKE_KEY,
+                    *(new_id(), new.viewer.id, new.request.idempotency_key, new.fingerprint),
+                    *(new.thread_id, new.user_message_id, new.answer_id),
+                )
+                if taken is None:
+                    return await self._repeat(connection, new)
+                thread = await write(connection)
+                rows = await connection.fetch(_FIND, [new.user_message_id, new.answer_id], new.viewer.id)
+            self._start(new, buffer)
+            started = True
+        except asyncpg.UniqueViolationError as error:
+            # The index that allows one live answer a thread; the lock makes it all but impossible to meet.
+            raise ThreadBusyError from error
+        except asyncpg.ForeignKeyViolationError as error:
+            raise UnauthenticatedError("The account of this token does not exist any more.") from error
+        finally:
+            if not started:
+                self._hub.remove(new.answer_id)
+                buffer.close()
+        by_id = {row["id"]: MessageRecord.from_row(row) for row in rows}
+        return Turn(thread, by_id[new.user_message_id], by_id[new.answer_id])
+
+    def _start(self, new: _NewTurn, buffer: Any) -> None:
+        async def request() -> GenerationRequest:
+            messages = await history(self._database, new.user_message_id, max_chars=self._max_history_chars)
+            return GenerationRequest(new.model.vendor_name, messages, new.request.reasoning_effort)
+
+        hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id)
+        self._generations.start(hold, buffer, request, new.provider)
+
+    async def _repeat(self, connection: Connection, new: _NewTurn) -> Turn:
+        """The turn that this key made before."""
+        before = await connection.fetchrow(_TAKEN_KEY, new.viewer.id, new.request.idempotency_key)
+        if before["fingerprint"] != new.fingerprint:
+            raise ConflictError("This idempotency key was used with other input.", field="idempotencyKey")
+        thread = await connection.fetchrow(
+            f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = $1 AND owner_id = $2",  # noqa: S608
+            before["thread_id"],
+            new.viewer.id,
+        )
+        ids = [before["user_message_id"], before["assistant_message_id"]]
+        by_id = {row["id"]: MessageRecord.from_row(row) for row in await connection.fetch(_FIND, ids, new.viewer.id)}
+        if thread is None or len(by_id) < 2:
+            raise NotFoundError("thread: it was deleted after this key was used for it", field="idempotencyKey")
+        return Turn(ThreadRecord.from_row(thread), by_id[ids[0]], by_id[ids[1]])
+
+    async def _own(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(work, name="turn")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)

@@ -1,0 +1,103 @@
+"""The one write that ends an answer: by its producer, or by recovery in the place of a dead one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from models.database import Database
+from models.ids import new_id
+from models.parts import Part, parts_to_json
+from models.records import (
+    MESSAGE_COLUMNS_BUT_PARTS,
+    MessageFailure,
+    MessageRecord,
+    MessageStatus,
+    MessageTokens,
+)
+
+# The thread is locked first, as everything that writes into a thread does: no deadlock with its deletion. Whoever does
+# not hold the stream in the epoch it names finds nothing in `held` and changes nothing. The usage event is written all
+# the same, once per message: what was consumed was consumed, though the thread was deleted meanwhile.
+_END = f"""
+WITH thread AS (
+    SELECT id FROM threads WHERE id = $17 FOR UPDATE
+), held AS (
+    DELETE FROM streams USING thread WHERE message_id = $1 AND epoch = $2 RETURNING message_id
+), ended AS (
+    UPDATE messages SET
+        status = $3, parts = $4::jsonb, error_code = $5, error_message = $6, error_retry_after = $7,
+        prompt_tokens = $8, completion_tokens = $9, reasoning_tokens = $10, cached_tokens = $11,
+        tokens_estimated = $12, updated_at = now(),
+        duration_ms = least(2147483647, extract(epoch FROM now() - created_at) * 1000)::int
+    FROM held WHERE messages.id = held.message_id
+    RETURNING {MESSAGE_COLUMNS_BUT_PARTS}
+), touched AS (
+    UPDATE threads SET updated_at = now() FROM ended WHERE threads.id = ended.thread_id
+), used AS (
+    INSERT INTO usage_events (id, owner_id, message_id, kind, model, status, prompt_tokens, completion_tokens,
+        reasoning_tokens, cached_tokens, estimated)
+    SELECT $13, $14, $1, 'ANSWER', $15, $3, $8, $9, $10, $11, $12
+    WHERE NOT $16 AND EXISTS (SELECT FROM users WHERE id = $14)
+    ON CONFLICT (message_id, kind) DO NOTHING
+)
+SELECT {MESSAGE_COLUMNS_BUT_PARTS} FROM ended
+"""  # noqa: S608 - only column names are put in
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """How an answer ended: final status, everything that came, why it is not whole, what it consumed."""
+
+    status: MessageStatus
+    parts: list[Part]
+    failure: MessageFailure | None
+    tokens: MessageTokens
+    called_provider: bool = True
+    """False where no model was asked: then there is nothing to bill."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHold:
+    """The right to write one stream: `epoch` is the one under which it was taken."""
+
+    message_id: UUID
+    thread_id: UUID
+    owner_id: UUID
+    epoch: int
+    model: str
+
+
+async def end_answer(database: Database, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:
+    """Store the end of an answer, its usage event and the thread's activity in one statement.
+
+    Returns:
+        The message as it is stored now, or None where the hold was lost: somebody else ended it, or it was deleted.
+
+    Raises:
+        DatabaseUnavailableError: it is not known whether the end is stored; calling again is safe.
+    """
+    parts_json = parts_to_json(end.parts)
+    failure, tokens = end.failure, end.tokens
+    async with database.acquire() as connection:
+        row = await connection.fetchrow(
+            _END,
+            hold.message_id,
+            hold.epoch,
+            end.status.value,
+            parts_json,
+            failure.code if failure else None,
+            failure.message if failure else None,
+            failure.retry_after if failure else None,
+            tokens.prompt,
+            tokens.completion,
+            tokens.reasoning,
+            tokens.cached,
+            tokens.estimated,
+            new_id(),
+            hold.owner_id,
+            hold.model,
+            not end.called_provider,
+            hold.thread_id,
+        )
+    return None if row is None else MessageRecord.from_row(row, parts_json)

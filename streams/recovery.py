@@ -1,0 +1,110 @@
+"""Ends the answers of dead servers: found by their lease, taken over, folded from their checkpoints, finished once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+from models.database import Database, DatabaseUnavailableError
+from models.parts import parts_from_json
+from models.records import MessageFailure, MessageRecord, MessageStatus
+from streams.buffer import join_parts
+from streams.ending import AnswerEnd, StreamHold, end_answer
+from streams.tokens import estimate
+
+log = logging.getLogger(__name__)
+
+SERVER_LOST = MessageFailure("SERVER_LOST", "The server that wrote this answer stopped. Retry to get a whole answer.")
+_BATCH = 100
+
+# Raising the epoch fences the old producer: should it wake, its end finds no stream of its epoch.
+_TAKE_OVER = """
+UPDATE streams SET epoch = streams.epoch + 1, holder = $5, lease_expires_at = now() + make_interval(secs => $2)
+FROM messages
+WHERE streams.message_id IN (
+    SELECT message_id FROM streams WHERE (lease_expires_at < now() OR $3) AND message_id <> ALL($1::uuid[])
+    ORDER BY lease_expires_at LIMIT $4 FOR UPDATE SKIP LOCKED
+) AND messages.id = streams.message_id
+RETURNING streams.message_id, streams.owner_id, streams.epoch, messages.thread_id, messages.model
+"""
+_CHECKPOINTS = "SELECT parts FROM stream_checkpoints WHERE stream_id = $1 ORDER BY from_offset"
+
+
+class Reaper:
+    """Looks for expired leases from `start` to `stop`.
+
+    Args:
+        living: the messages that this process writes; they are not reaped by itself, however late their leases are.
+        every_seconds: pause between two looks.
+        lease_seconds: how long a stream that was taken over is this process's to finish.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        living: Callable[[], list[UUID]],
+        every_seconds: float,
+        lease_seconds: float,
+    ) -> None:
+        self._database = database
+        self._living = living
+        self._taker = uuid4()
+        self._every_seconds = every_seconds
+        self._lease_seconds = lease_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._run(), name="reaper")
+
+    async def stop(self) -> None:
+        """Stop looking; what was taken over and not finished is found again by its lease."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def reap(self, *, all_others: bool = False) -> list[MessageRecord]:
+        """End every answer whose lease has run out, as INTERRUPTED with what was saved of it.
+
+        Args:
+            all_others: end those of every other process too, expired or not: right where no other can be alive.
+
+        Returns:
+            The messages that were ended.
+        """
+        ended: list[MessageRecord] = []
+        while True:
+            async with self._database.acquire() as connection:
+                rows = await connection.fetch(
+                    _TAKE_OVER, self._living(), self._lease_seconds, all_others, _BATCH, self._taker
+                )
+            for row in rows:
+                hold = StreamHold(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"])
+                record = await self._finish(hold)
+                if record is not None:
+                    ended.append(record)
+            if len(rows) < _BATCH:
+                return ended
+
+    async def _finish(self, hold: StreamHold) -> MessageRecord | None:
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch(_CHECKPOINTS, hold.message_id)
+        parts = join_parts([parts_from_json(row["parts"]) for row in rows])
+        end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate("", parts))
+        record = await end_answer(self._database, hold, end)
+        if record is not None:
+            log.warning("ended an answer whose server was lost", extra={"message_id": str(hold.message_id)})
+        return record
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_seconds)
+            try:
+                await self.reap()
+            except DatabaseUnavailableError as error:
+                log.warning("the reaper waits for the database: %s", error)
+            except Exception:
+                log.exception("reaping failed; trying again")
