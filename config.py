@@ -278,14 +278,14 @@ def load(environ: Mapping[str, str]) -> Settings:
 def settings_table() -> str:
     """All settings as a Markdown table, for the docs."""
     lines = ["| variable | default | what it is |", "| --- | --- | --- |"]
-    for item in fields(Settings):
-        lines.append(
-            f"| `{item.metadata['env']}` | {_shown_default(item.name, item.default)} | {item.metadata['why']} |"
-        )
+    lines += [
+        f"| `{item.metadata['env']}` | {_shown_default(item.default)} | {item.metadata['why']} |"
+        for item in fields(Settings)
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _shown_default(name: str, default: object) -> str:
+def _shown_default(default: object) -> str:
     match default:
         case None | ():
             return "unset"

@@ -121,7 +121,7 @@ class _Shape:
 
 @dataclass(slots=True)
 class _Cost:
-    """Objects that a selection can make: itself (a scalar is none), times the length of its list, which a variable may give."""
+    """Objects that a selection can make: itself (a scalar is none), times the length of its list."""
 
     length: int = 1
     variable: str | None = None

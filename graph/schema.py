@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, EnumMeta
 
 import strawberry
 from graphql import GraphQLError
@@ -39,17 +39,20 @@ _ERROR_CODES = {
     "PERSISTED_QUERY_NOT_FOUND": "No document of this hash is known; send it whole.",
     "INTERNAL_SERVER_ERROR": "A defect of the server; `errorId` is in its log.",
 }
-ErrorCode = strawberry.enum(
-    Enum(  # type: ignore[misc]
-        "ErrorCode",
-        {
-            code.name: strawberry.enum_value(code.value, description=_ERROR_CODES[code.name])
-            for code in errors.ErrorCode
-        },
-    ),
-    description="The values of `extensions.code` of an error. `extensions.field` and `extensions.retryAfter` (seconds) "
-    "stand beside it where they help.",
-)
+
+
+def _error_code_enum() -> EnumMeta:
+    """The services' codes as an enum of the schema, each described."""
+    members = {
+        code.name: strawberry.enum_value(code.value, description=_ERROR_CODES[code.name]) for code in errors.ErrorCode
+    }
+    # The members are made at run time, which mypy cannot follow.
+    enum: EnumMeta = Enum("ErrorCode", members)  # type: ignore[misc]
+    return strawberry.enum(
+        enum,
+        description="The values of `extensions.code` of an error. `extensions.field` and `extensions.retryAfter` "
+        "(seconds) stand beside it where they help.",
+    )
 
 
 @strawberry.type(description="What can be asked. All but `__typename` and introspection needs a token.")
@@ -84,7 +87,7 @@ def build_schema(*, introspection: bool = True) -> Schema:
         query=Query,
         mutation=Mutation,
         subscription=Subscription,
-        types=[ErrorCode],
+        types=[_error_code_enum()],
         extensions=[document_limits(introspection=introspection)],
         config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=not introspection),
     )

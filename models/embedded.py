@@ -125,11 +125,8 @@ class EmbeddedPostgres:
         try:
             account = pwd.getpwnam(self._user)
         except KeyError:
-            subprocess.run(
-                ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", self._user],
-                check=True,
-                capture_output=True,
-            )
+            add_user = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", self._user]
+            subprocess.run(add_user, check=True, capture_output=True)  # noqa: S603 - fixed arguments
             account = pwd.getpwnam(self._user)
         os.chown(self._folder, account.pw_uid, account.pw_gid)
         _let_pass(self._folder.parent)
@@ -177,7 +174,7 @@ class EmbeddedPostgres:
         # Files, not pipes: the database inherits them and a pipe would never reach its end. cwd: the system user may
         # not be allowed into the present one.
         with tempfile.TemporaryFile("w+") as errors:
-            result = subprocess.run(
+            result = subprocess.run(  # noqa: S603 - our own programs and paths
                 [str(_programs() / program), *arguments, f"--pgdata={self._folder}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

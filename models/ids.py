@@ -31,7 +31,7 @@ class MalformedIdError(ValueError):
 
 
 def new_id() -> UUID:
-    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits. Ordered by time across servers."""
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits. Ordered by time."""
     milliseconds = time.time_ns() // 1_000_000
     random_bits = secrets.randbits(74)
     return UUID(

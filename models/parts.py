@@ -32,7 +32,7 @@ class ReasoningPart:
 
 @dataclass(slots=True, frozen=True)
 class ToolPart:
-    """A call of a tool the model asked for. `arguments` and `result` are JSON values; `result` is None until there is one."""
+    """A tool call the model asked for. `arguments` and `result` are JSON; `result` is None until there is one."""
 
     call_id: str
     name: str

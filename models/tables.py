@@ -7,6 +7,8 @@ are in the migrations and named in the docstring of their table.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tortoise import fields
 from tortoise.fields.db_defaults import Now
 from tortoise.indexes import Index
@@ -32,7 +34,9 @@ class Thread(Model):
     """A conversation. `updated_at` is its last activity: a send, an end of an answer; not a rename or a pin."""
 
     id = fields.UUIDField(primary_key=True)
-    owner = fields.ForeignKeyField("threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
     title = fields.TextField()
     title_source = fields.CharField(max_length=5)
     pinned = fields.BooleanField(db_default=False)
@@ -55,9 +59,13 @@ class Message(Model):
     """
 
     id = fields.UUIDField(primary_key=True)
-    owner = fields.ForeignKeyField("threadgraph.User", related_name=False, on_delete=fields.CASCADE)
-    thread = fields.ForeignKeyField("threadgraph.Thread", related_name=False, on_delete=fields.CASCADE, db_index=False)
-    parent = fields.ForeignKeyField(
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE
+    )
+    thread: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Thread", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    parent: fields.ForeignKeyNullableRelation[Any] = fields.ForeignKeyField(
         "threadgraph.Message", related_name=False, on_delete=fields.CASCADE, null=True, db_index=True
     )
     active_child_id = fields.UUIDField(null=True)
@@ -101,7 +109,9 @@ class Stream(Model):
 
     # A foreign key all the same (see the migrations): Tortoise 1.1 cannot migrate one that is the primary key too.
     message_id = fields.UUIDField(primary_key=True)
-    owner = fields.ForeignKeyField("threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
     holder = fields.UUIDField()
     epoch = fields.IntField(db_default=1)
     lease_expires_at = fields.DatetimeField(db_index=True)
@@ -115,7 +125,9 @@ class StreamCheckpoint(Model):
     """What an answer grew by since the checkpoint before: parts from `from_offset` on. Folded in order by recovery."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
-    stream = fields.ForeignKeyField("threadgraph.Stream", related_name=False, on_delete=fields.CASCADE, db_index=False)
+    stream: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Stream", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
     from_offset = fields.BigIntField()
     parts: fields.JSONField[list[dict[str, object]]] = fields.JSONField()
 
@@ -133,7 +145,9 @@ class Turn(Model):
     """
 
     id = fields.UUIDField(primary_key=True)
-    owner = fields.ForeignKeyField("threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
     idempotency_key = fields.TextField()
     fingerprint = fields.BinaryField()
     thread_id = fields.UUIDField(null=True, db_index=True)
@@ -150,7 +164,9 @@ class UsageEvent(Model):
     """What one finished generation consumed. Append-only; it outlives its message, because it was billed."""
 
     id = fields.UUIDField(primary_key=True)
-    owner = fields.ForeignKeyField("threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
     message_id = fields.UUIDField()
     kind = fields.CharField(max_length=6)
     model = fields.TextField()

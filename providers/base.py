@@ -79,7 +79,7 @@ class FailureCode(StrEnum):
     CONTENT_FILTERED = "CONTENT_FILTERED"
 
 
-class ProviderFailure(Exception):
+class ProviderFailure(Exception):  # noqa: N818 - a failure of theirs, not an error of ours
     """The provider could not answer.
 
     Args:
@@ -109,7 +109,7 @@ class PromptMessage:
 
 @dataclass(slots=True, frozen=True)
 class GenerationRequest:
-    """What to generate. `model` is the vendor's own name of the model. `max_output_tokens` None leaves it to the vendor."""
+    """What to generate. `model` is the vendor's name of it; `max_output_tokens` None leaves the limit to the vendor."""
 
     model: str
     messages: tuple[PromptMessage, ...]

@@ -233,8 +233,10 @@ def _parse_step(name: str, index: int, step: Any) -> Step:
                 raise ScriptError(
                     f"model {name!r}, step {index}: usage has prompt, completion, reasoning, cached"
                 ) from error
-        case {"fail": str(code), **rest} if code in FailureCode.__members__ and not rest.keys() - {"retryAfter"}:
-            return Fail(FailureCode(code), rest.get("retryAfter"))
+        case {"fail": str(code), **rest} if code in FailureCode.__members__ and not rest:
+            return Fail(FailureCode(code))
+        case {"fail": str(code), "retryAfter": int(seconds), **rest} if code in FailureCode.__members__ and not rest:
+            return Fail(FailureCode(code), seconds)
         case "hang up":
             return HangUp()
         case "crash":

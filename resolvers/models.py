@@ -13,7 +13,7 @@ class ModelQuery:
     """Queries."""
 
     @strawberry.field(
-        description="The models this viewer can ask. The first is asked where none is named, unless the operator chose another."
+        description="The models this viewer can ask. Turns that name none ask the first, unless the operator chose."
     )
     def models(self, info: Info) -> list[Model]:
         assert info.context.viewer

@@ -66,7 +66,8 @@ class ThreadMutation:
         return PinThreadPayload(thread=Thread.of(record))
 
     @strawberry.mutation(
-        description="Delete a thread with its messages. An answer being written in it is stopped first; usage stays counted."
+        description="Delete a thread with its messages. An answer being written in it is stopped first; usage stays "
+        "counted."
     )
     async def delete_thread(self, info: Info, input: DeleteThreadInput) -> DeleteThreadPayload:  # noqa: A002
         viewer = info.context.viewer

@@ -8,15 +8,18 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from config import Settings, SettingsError, load, settings_table
 from models.embedded import EmbeddedPostgresError
 from server.logs import configure_logging
 
 try:
-    from uvloop import new_event_loop
+    import uvloop
+
+    _new_event_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
 except ImportError:  # not there on Windows
-    from asyncio import new_event_loop
+    _new_event_loop = asyncio.new_event_loop
 
 
 def main() -> int:
@@ -50,7 +53,7 @@ def _serve() -> int:
     try:
         settings = load(os.environ)
         configure_logging(settings.log_level)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             runner.run(_run(settings))
     except (SettingsError, EmbeddedPostgresError) as error:
         print(f"Threadgraph cannot start.\n{error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`make demo`: a question to a running server, its answer as it streams, a cut in the middle, the rest, and the proof."""
+"""`make demo`: a question to a running server, its answer as it streams, a cut in the middle, the rest, the proof."""
 
 from __future__ import annotations
 

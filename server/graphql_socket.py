@@ -4,8 +4,8 @@ Follows github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Ours, and not S
 token stream needs of it: a context for each operation, errors in our shape, a socket that ends when its token does, a
 drain that tells clients to come back, and no work for an event beside its encoding.
 
-Close codes: 4400 message that is none, 4401 subscribe before the acknowledgement, 4403 token refused or expired (clients
-retry with a new one), 4406 another subprotocol, 4408 no connection_init in time, 4409 id in use, 4429 second
+Close codes: 4400 message that is none, 4401 subscribe before the acknowledgement, 4403 token refused or expired
+(clients retry with a new one), 4406 another subprotocol, 4408 no connection_init in time, 4409 id in use, 4429 second
 connection_init, 1012 the server restarts (clients reconnect at once).
 """
 

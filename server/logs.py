@@ -9,7 +9,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class _Formatter(logging.Formatter):
-    """`time level logger message key=value …`; line breaks and control characters are escaped, so no input forges a line."""
+    """`time level logger message key=value …`; control characters are escaped, so no input forges a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -14,8 +14,8 @@ from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres
 from models.ids import new_id
 from providers.base import Provider
-from providers.chat_completions import ChatCompletionsProvider, Deadlines
-from providers.http import make_client_session
+from providers.chat_completions import ChatCompletionsProvider
+from providers.http import Deadlines, make_client_session
 from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, load_scripts
 from server.app import Application

@@ -88,7 +88,7 @@ class Threads:
         return await self._change("pinned = $3", viewer, thread_id, pinned)
 
     async def delete(self, viewer: Viewer, thread_id: UUID) -> None:
-        """Delete a thread and all that hangs on it; an answer being written is ended first. What was used stays counted.
+        """Delete a thread and all that hangs on it; a live answer is ended first. What was used stays counted.
 
         Raises:
             NotFoundError: no such thread of the viewer's.

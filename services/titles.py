@@ -1,4 +1,4 @@
-"""Titles of new threads: from the first question at once, then by a model where one is set. A title never costs a turn."""
+"""Titles of new threads: from the question at once, then by a model where one is set. A title never costs a turn."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The order inside is what the promises rest on. What can be refused without the database is refused first. The row of the
 idempotency key is written first of all, so that equal requests wait for one another there. Then the thread is locked:
-one writer at a time. The stream's buffer is open before the commit makes the message visible, so no reader is too early.
+one writer at a time. The stream's buffer is open before the commit makes the message visible: no reader is too early.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ class Turns:
             ConflictError: the key was used for something else.
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
-        new = self._prepare(viewer, request, "send", thread_id or new_id(), new_id(), thread_id and thread_id.hex, text)
+        new = self._prepare(
+            viewer, request, "send", thread_id or new_id(), new_id(), thread_id.hex if thread_id else None, text
+        )
 
         async def write(connection: Connection) -> ThreadRecord:
             parent_id, depth = None, 0

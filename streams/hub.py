@@ -31,5 +31,5 @@ class Hub:
         return self._buffers.get(message_id)
 
     def remove(self, message_id: UUID) -> None:
-        """Forget an answer that has ended and is stored; readers that have its buffer keep it until they are through."""
+        """Forget an answer that has ended and is stored; readers keep its buffer until they are through."""
         self._buffers.pop(message_id, None)

@@ -1,7 +1,7 @@
 """Leases and checkpoints: what keeps a living answer alive and lets others save a dead one.
 
 One task per process renews the leases of all its streams in one statement and, where the channel does not outlive the
-process, saves what each answer grew by in another: two statements a tick whatever the number of streams, none per token.
+process, saves what each answer grew by in another: two statements a tick whatever the number of streams, none a token.
 """
 
 from __future__ import annotations

@@ -230,8 +230,8 @@ class Message(Node):
 
 
 # Enum(value) is a Python call; a dict of the few values is not.
-_ROLES = {role.value: role for role in MessageRole}
-_STATUSES = {status.value: status for status in MessageStatus}
+_ROLES = dict(MessageRole.__members__)
+_STATUSES = dict(MessageStatus.__members__)
 
 
 @strawberry.type(description="A message in its place on the active path.")

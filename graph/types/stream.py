@@ -42,7 +42,8 @@ class MessagePartAdded:
 
 
 @strawberry.type(
-    description="Text that you hold was lost with a server. Replace all of it by this message; what follows goes on from it."
+    description="Text that you hold was lost with a server. Replace all of it by this message; what follows goes on "
+    "from it."
 )
 class MessageReset:
     """A reset."""

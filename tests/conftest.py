@@ -1,0 +1,132 @@
+"""One real PostgreSQL for the whole run, a database for each worker, a real server on a real socket for each module.
+
+The controller of pytest-xdist starts the database; the workers get its address. Tests do not share users, so they run
+in any order and at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from config import Settings
+from models.embedded import EmbeddedPostgres
+from server.runtime import Server
+from tests.client import Client, connect
+from tests.scripts import SCRIPTS
+
+_URL = "THREADGRAPH_TEST_DATABASE"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the database once, before any worker."""
+    if os.environ.get(_URL):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="threadgraph-tests-"))
+    folder.chmod(0o755)
+    postgres = EmbeddedPostgres(folder / "postgres", max_connections=300)
+    postgres.start()
+    os.environ[_URL] = postgres.url
+    config.stash[_DATABASE] = (postgres, folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what was started."""
+    if _DATABASE in config.stash:
+        postgres, folder = config.stash[_DATABASE]
+        del os.environ[_URL]
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_DATABASE = pytest.StashKey[tuple[EmbeddedPostgres, Path]]()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    """The address of the run's PostgreSQL, database `postgres`."""
+    return os.environ[_URL]
+
+
+async def make_database(postgres_url: str) -> str:
+    """A new, empty database; its address."""
+    name = f"test_{uuid.uuid4().hex}"
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return postgres_url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+async def database_url(postgres_url: str) -> str:
+    """A database of this worker."""
+    return await make_database(postgres_url)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Iterator[Path]:
+    """A data folder of this worker."""
+    with tempfile.TemporaryDirectory(prefix="threadgraph-data-") as folder:
+        yield Path(folder)
+
+
+def test_settings(database_url: str, data_dir: Path, **changes: object) -> Settings:
+    """Settings of a server for tests: any free port, this worker's database, fast checkpoints."""
+    values: dict[str, object] = {
+        "port": 0,
+        "data_dir": data_dir,
+        "database_url": database_url,
+        "session_secret": "s" * 32,
+        "checkpoint_seconds": 0.1,
+        "shutdown_grace_seconds": 5.0,
+        "database_pool_size": 20,
+        "log_level": "WARNING",
+    }
+    return Settings(**(values | changes))  # type: ignore[arg-type]
+
+
+test_settings.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+async def server(database_url: str, data_dir: Path) -> AsyncIterator[Server]:
+    """A server with every built-in model and the scripts of the tests."""
+    server = Server(test_settings(database_url, data_dir), providers=SCRIPTS.models())
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain()
+        await server.close()
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[Client]:
+    """A new anonymous user of the server."""
+    async with connect(server.address) as client:
+        await client.sign_in()
+        yield client
+
+
+@pytest.fixture
+async def other(server: Server) -> AsyncIterator[Client]:
+    """Another new anonymous user of the server."""
+    async with connect(server.address) as client:
+        await client.sign_in()
+        yield client
+
+
+@pytest.fixture
+async def nobody(server: Server) -> AsyncIterator[Client]:
+    """A caller without a token."""
+    async with connect(server.address) as client:
+        yield client
