@@ -32,7 +32,12 @@ _SCRIPTS = {
     "crashes": Script((Say("one two "), Crash())),
     "says-nothing": Script(()),
     "thinks-and-calls": Script(
-        (Say("Let me see.", reasoning=True), Say("Looking it up. "), ToolCall("c1", "search", {"q": "🦉"}), Say("Done."))
+        (
+            Say("Let me see.", reasoning=True),
+            Say("Looking it up. "),
+            ToolCall("c1", "search", {"q": "🦉"}),
+            Say("Done."),
+        )
     ),
     "title-maker": Script((Say("“A short title”\nand more"), TokenUsage(11, 4))),
     "title-breaker": Script((Crash(),)),

@@ -1,0 +1,223 @@
+"""Who may what: every root field of the schema, by its owner, another user, a caller without and with a bad token.
+
+The matrix is made from the schema. A new root field, or a new id argument of one, fails here until it has a row.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import asyncpg
+import pytest
+from graphql import GraphQLInputObjectType, GraphQLNamedType, get_named_type
+
+from graph.schema import build_schema
+from models.ids import IdKind, parse_id
+from server.runtime import Server
+from tests.client import Client, GraphQLErrors
+
+SCHEMA = build_schema()._schema
+NEW = object()
+
+# Each row: an operation on the owner's thread {thread}, question {question} and answer {answer}. What a stranger sees:
+# NOT_FOUND, or null ("null"), or their own ("own"). {key} is a new idempotency key.
+ROWS: dict[str, tuple[str, str]] = {
+    "query.node": ('query { it: node(id: "{thread}") { id } }', "null"),
+    "query.nodes": ('query { it: nodes(ids: ["{thread}", "{question}", "{answer}"]) { id } }', "null"),
+    "query.viewer": ("query { it: viewer { id anonymous } }", "own"),
+    "query.threads": ("query { it: threads { nodes { id messages { nodes { text } } } } }", "own"),
+    "query.thread": (
+        'query { it: thread(id: "{thread}") { id messages { nodes { text } } liveMessage { id } } }',
+        "null",
+    ),
+    "query.message": ('query { it: message(id: "{answer}") { id text siblings { id } parent { id } } }', "null"),
+    "query.models": ("query { it: models { id } }", "own"),
+    "mutation.startAnonymousSession": ("mutation { it: startAnonymousSession { viewer { id } } }", "open"),
+    "mutation.sendMessage": (
+        'mutation { it: sendMessage(input: {idempotencyKey: "{key}", threadId: "{thread}", text: "x", '
+        'modelId: "two-words"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.editMessage": (
+        'mutation { it: editMessage(input: {idempotencyKey: "{key}", messageId: "{question}", text: "x", '
+        'modelId: "two-words"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.retryMessage": (
+        'mutation { it: retryMessage(input: {idempotencyKey: "{key}", messageId: "{answer}", '
+        'modelId: "two-words"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.stopMessage": (
+        'mutation { it: stopMessage(input: {messageId: "{answer}"}) { message { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.selectMessage": (
+        'mutation { it: selectMessage(input: {messageId: "{answer}"}) { message { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.renameThread": (
+        'mutation { it: renameThread(input: {threadId: "{thread}", title: "x"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.pinThread": (
+        'mutation { it: pinThread(input: {threadId: "{thread}", pinned: true}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.deleteThread": (
+        'mutation { it: deleteThread(input: {threadId: "{thread}"}) { deletedThreadId } }',
+        "NOT_FOUND",
+    ),
+    "subscription.messageStream": (
+        'subscription { it: messageStream(messageId: "{answer}") { __typename } }',
+        "NOT_FOUND",
+    ),
+}
+
+
+def root_fields() -> dict[str, Any]:
+    roots = {"query": SCHEMA.query_type, "mutation": SCHEMA.mutation_type, "subscription": SCHEMA.subscription_type}
+    return {
+        f"{kind}.{name}": field
+        for kind, root in roots.items()
+        if root is not None
+        for name, field in root.fields.items()
+    }
+
+
+def id_arguments(field: Any) -> set[str]:
+    """The names of all arguments, also inside input objects, that take an ID."""
+    found: set[str] = set()
+
+    def visit(name: str, named: GraphQLNamedType) -> None:
+        if named.name == "ID":
+            found.add(name)
+        elif isinstance(named, GraphQLInputObjectType):
+            for inner, input_field in named.fields.items():
+                visit(inner, get_named_type(input_field.type))
+
+    for name, argument in field.args.items():
+        visit(name, get_named_type(argument.type))
+    return found
+
+
+def test_every_root_field_has_a_row_and_every_id_argument_is_tried() -> None:
+    assert set(ROWS) == set(root_fields())
+    for name, field in root_fields().items():
+        for argument in id_arguments(field):
+            assert f"{argument}:" in ROWS[name][0], f"{name}: no row tries {argument}"
+
+
+@pytest.fixture
+async def owned(client: Client) -> dict[str, str]:
+    turn = await client.send("Owned")
+    await client.finish(turn["assistantMessage"]["id"])
+    return {
+        "thread": turn["thread"]["id"],
+        "question": turn["userMessage"]["id"],
+        "answer": turn["assistantMessage"]["id"],
+    }
+
+
+def filled(name: str, ids: dict[str, str]) -> str:
+    query = ROWS[name][0]
+    for key, value in (ids | {"key": str(uuid.uuid4())}).items():
+        query = query.replace("{" + key + "}", value)
+    return query
+
+
+async def run(client: Client, name: str, query: str) -> Any:
+    if not name.startswith("subscription."):
+        return (await client.run(query))["it"]
+    async with client.subscribe(query, {}) as subscription:
+        payload = await subscription.next()
+        return payload["data"]["it"] if payload else None
+
+
+async def snapshot(server: Server, ids: dict[str, str]) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        thread = parse_id(IdKind.THREAD, ids["thread"])
+        rows = await connection.fetch("SELECT * FROM threads WHERE id = $1", thread)
+        rows += await connection.fetch("SELECT * FROM messages WHERE thread_id = $1 ORDER BY id", thread)
+        rows += await connection.fetch("SELECT * FROM turns WHERE thread_id = $1 ORDER BY id", thread)
+        return [tuple(row) for row in rows]
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+async def test_the_owner_gets_an_answer(client: Client, owned: dict[str, str], name: str) -> None:
+    assert await run(client, name, filled(name, owned)) is not None
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+async def test_another_user_sees_and_changes_nothing(
+    server: Server, client: Client, other: Client, owned: dict[str, str], name: str
+) -> None:
+    before = await snapshot(server, owned)
+    expected = ROWS[name][1]
+    missing = {key: f"{value.split('_')[0]}_{uuid.uuid4().hex}" for key, value in owned.items()}
+    outcomes = []
+    for ids in (owned, missing):
+        try:
+            outcomes.append(await run(other, name, filled(name, ids)))
+        except GraphQLErrors as refused:
+            outcomes.append([{**error, "path": None, "locations": None} for error in refused.errors])
+    if expected == "NOT_FOUND":
+        assert outcomes[0][0]["extensions"]["code"] == "NOT_FOUND"
+    elif expected == "null":
+        assert outcomes[0] in (None, [None, None, None])
+    else:
+        assert not any(value in str(outcomes[0]) for value in (*owned.values(), client.id))
+    if expected in ("NOT_FOUND", "null"):
+        assert outcomes[0] == outcomes[1], "a foreign id must look like a missing one"
+    assert await snapshot(server, owned) == before
+
+
+@pytest.mark.parametrize("transport", ["http", "socket"])
+@pytest.mark.parametrize("name", sorted(ROWS))
+async def test_without_a_token_only_what_is_open_answers(
+    server: Server, nobody: Client, owned: dict[str, str], name: str, transport: str
+) -> None:
+    if name.startswith("subscription.") and transport == "http":
+        return
+    before = await snapshot(server, owned)
+    query = filled(name, owned)
+
+    async def attempt() -> Any:
+        if transport == "http":
+            return await run(nobody, name, query)
+        async with nobody.subscribe(query, {}) as operation:
+            return await operation.next()
+
+    if ROWS[name][1] == "open":
+        assert await attempt() is not None
+    else:
+        with pytest.raises(GraphQLErrors) as refused:
+            await attempt()
+        assert refused.value.code == "UNAUTHENTICATED"
+    assert await snapshot(server, owned) == before
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+async def test_a_bad_token_is_no_token(nobody: Client, owned: dict[str, str], name: str) -> None:
+    nobody.token = "not.a.token"
+    query = filled(name, owned)
+    if name.startswith("subscription."):
+        with pytest.raises(ConnectionError, match="4403"):
+            await run(nobody, name, query)
+    elif ROWS[name][1] == "open":
+        assert await run(nobody, name, query) is not None
+    else:
+        with pytest.raises(GraphQLErrors) as refused:
+            await run(nobody, name, query)
+        assert refused.value.code == "UNAUTHENTICATED"
+
+
+async def test_typename_and_introspection_need_no_token(nobody: Client) -> None:
+    assert await nobody.run("{ __typename __schema { queryType { name } } }") == {
+        "__typename": "Query",
+        "__schema": {"queryType": {"name": "Query"}},
+    }
