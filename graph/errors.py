@@ -11,6 +11,7 @@ import secrets
 from typing import Any
 
 from graphql import GraphQLError, GraphQLSyntaxError
+from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from models.database import DatabaseUnavailableError
 from services.errors import CallerError, ErrorCode, UnavailableError
@@ -33,6 +34,9 @@ def format_error(error: GraphQLError) -> dict[str, Any]:
     if error.path is not None:
         shown["path"] = error.path
     cause = _cause(error)
+    if isinstance(cause, CannotGetOperationTypeError):
+        shown["extensions"] = {"code": ErrorCode.GRAPHQL_VALIDATION_FAILED.value}
+        return shown
     if isinstance(cause, DatabaseUnavailableError):
         cause = UnavailableError()
     if isinstance(cause, CallerError):

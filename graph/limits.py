@@ -23,9 +23,11 @@ from graphql import (
     OperationDefinitionNode,
     SelectionSetNode,
     VariableNode,
+    validate,
 )
 from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule, ValidationContext
 from strawberry.extensions import SchemaExtension
+from strawberry.schema.schema import validate_document
 
 from graph.errors import code_error
 from services.errors import ErrorCode
@@ -143,6 +145,7 @@ class _Checked:
     document: DocumentNode
     errors: list[GraphQLError]
     costs: list[_Cost]
+    operations: int
 
 
 class DocumentLimits(SchemaExtension):
@@ -158,40 +161,55 @@ class DocumentLimits(SchemaExtension):
         """Take the parsed document from the cache."""
         context = self.execution_context
         context.parse_options["max_tokens"] = MAX_TOKENS
-        if not self.introspection:
-            context.validation_rules = (*context.validation_rules, NoSchemaIntrospectionCustomRule)
-        context.validation_rules = (LimitsRule, *context.validation_rules)
         known = self.checked.get(context.query or "")
         if known is not None:
             context.graphql_document = known.document
         yield
 
     def on_validate(self) -> Iterator[None]:
-        """Take the verdict from the cache, else keep it; then weigh the operation with its variables."""
+        """Take the verdict from the cache, or find it; then weigh the operation with its variables."""
         context = self.execution_context
-        known = self.checked.get(context.query or "")
+        query = context.query or ""
+        known = self.checked.get(query)
         if known is not None:
-            self.checked.move_to_end(context.query or "")
-            context.pre_execution_errors = known.errors or self._weigh(known)
+            self.checked.move_to_end(query)
+        else:
+            assert context.graphql_document is not None
+            known = self._check(context.graphql_document)
+            if len(query) <= _CACHED_CHARS:
+                self.checked[query] = known
+            if len(self.checked) > _CACHED_DOCUMENTS:
+                self.checked.popitem(last=False)
+        # Not None: Strawberry then does not validate again.
+        context.pre_execution_errors = known.errors or self._unnamed(known) or self._weigh(known)
         yield
-        if known is None and context.graphql_document is not None:
-            errors = [_validation_error(error) for error in context.pre_execution_errors or ()]
-            known = _Checked(context.graphql_document, errors, [] if errors else _costs(context.graphql_document))
-            context.pre_execution_errors = errors or self._weigh(known)
-            self._remember(known)
+
+    def _check(self, document: DocumentNode) -> _Checked:
+        context = self.execution_context
+        # The limits first and alone: the other rules take quadratic time on what the limits refuse.
+        errors = validate(context.schema._schema, document, [LimitsRule])  # noqa: SLF001
+        if not errors:
+            rules = (*context.validation_rules, *(() if self.introspection else (NoSchemaIntrospectionCustomRule,)))
+            errors = validate_document(context.schema._schema, document, rules)  # noqa: SLF001
+        return _Checked(
+            document,
+            [_validation_error(error) for error in errors],
+            [] if errors else _costs(document),
+            sum(isinstance(node, OperationDefinitionNode) for node in document.definitions),
+        )
+
+    def _unnamed(self, known: _Checked) -> list[GraphQLError]:
+        """Strawberry would run the first of several operations (spec, section 6.1: it is an error)."""
+        named = self.execution_context._provided_operation_name is not None  # noqa: SLF001
+        if named or known.operations == 1:
+            return []
+        return [code_error(ErrorCode.GRAPHQL_VALIDATION_FAILED, "Of several operations, operationName must name one.")]
 
     def _weigh(self, known: _Checked) -> list[GraphQLError]:
         variables = self.execution_context.variables or {}
         if sum(cost.of(variables) for cost in known.costs) > MAX_COST:
             return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
         return []
-
-    def _remember(self, known: _Checked) -> None:
-        query = self.execution_context.query
-        if query is not None and len(query) <= _CACHED_CHARS:
-            self.checked[query] = known
-            if len(self.checked) > _CACHED_DOCUMENTS:
-                self.checked.popitem(last=False)
 
 
 def document_limits(*, introspection: bool) -> type[DocumentLimits]:

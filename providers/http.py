@@ -72,12 +72,15 @@ class Deadlines:
         first_event_seconds: from the start of the request to the first event; for an answer in one piece, to its end.
         idle_seconds: from the moment an event was handled to the next one; keep-alive comments do not count.
         total_seconds: for the whole answer, the consumer's own pauses included.
+        trailer_seconds: from the mark that the answer is whole to the end of the stream, for usage and the like. What
+            is still missing then is done without; the answer does not fail.
     """
 
     connect_seconds: float = 10
     first_event_seconds: float = 60
     idle_seconds: float = 60
     total_seconds: float = 1800
+    trailer_seconds: float = 5
 
 
 def make_client_session() -> aiohttp.ClientSession:

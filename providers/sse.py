@@ -30,9 +30,9 @@ class ServerSentEvent(NamedTuple):
 class EventParser:
     """An incremental parser for one event stream.
 
-    Measured on CPython 3.11: 1.0 µs an event for chunks that hold one `data: {...}\\n\\n` of 250 bytes each, 0.7 µs
-    where a chunk holds fifty. A line-based loop is fast enough; splitting at blank lines first saved 0.1 µs and needed
-    a second path for everything else.
+    Measured with CPython 3.11 on a 2-core virtual machine, for `data: {...}\\n\\n` of 281 bytes: 2.4 to 3.5 µs an event
+    where each is a chunk of its own, 1.3 to 2.0 µs where a chunk holds fifty, 3.2 to 4.8 µs with CRLF. `orjson.loads`
+    of the same event took 2.0 to 2.5 µs.
 
     Args:
         max_event_bytes: bound on what is held of one event, and on one unfinished line.

@@ -73,6 +73,10 @@ class Subscription:
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
 
+    def abort(self) -> None:
+        """Cut the connection as a lost network does: without a word."""
+        transport_of(self.ws).abort()
+
     async def next(self) -> dict[str, Any] | None:
         """The next event's payload; None when the operation is complete.
 
@@ -220,6 +224,15 @@ class Client:
         """The message when it has ended."""
         message: dict[str, Any] = (await self.read(message_id))[-1]["message"]
         return message
+
+
+def transport_of(ws: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
+    """What carries a socket."""
+    connection = ws._response.connection
+    assert connection is not None
+    transport = connection.transport
+    assert isinstance(transport, asyncio.Transport)
+    return transport
 
 
 def text_of(events: list[dict[str, Any]], kind: str = "TEXT") -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from providers.base import FailureCode, ProviderFailure
 from server.runtime import Server
-from tests.client import Client, GraphQLErrors, connect, text_of
+from tests.client import READ, Client, GraphQLErrors, connect, text_of, transport_of
 from tests.scripts import SCRIPTS, ReasoningDelta, TextDelta, ToolCall
 
 DIFFICULT = (
@@ -147,12 +147,12 @@ async def test_twenty_readers_read_the_same_though_one_does_not_read(client: Cli
                 "id": "1",
                 "type": "subscribe",
                 "payload": {
-                    "query": "subscription($id: ID!) { messageStream(messageId: $id) { ... on MessageDelta { text } } }",
+                    "query": READ,
                     "variables": {"id": driven.id},
                 },
             }
         )
-        transport = lazy._response.connection.transport  # type: ignore[union-attr]
+        transport = transport_of(lazy)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         transport.pause_reading()
         readers = [asyncio.create_task(client.read(driven.id)) for _ in range(19)]
@@ -203,8 +203,8 @@ async def test_from_every_cursor_of_mixed_parts_the_rest_follows(client: Client)
         driven.queue.put_nowait(event)
     driven.end()
     whole = await client.read(driven.id)
-    for index, event in enumerate(whole):
-        assert await client.read(driven.id, event["cursor"]) == whole[index + 1 :]
+    for index, seen in enumerate(whole):
+        assert await client.read(driven.id, seen["cursor"]) == whole[index + 1 :]
 
 
 async def test_what_a_provider_sends_that_cannot_be_stored_is_replaced_not_lost(client: Client) -> None:

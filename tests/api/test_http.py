@@ -1,0 +1,274 @@
+"""GraphQL over HTTP: media types, statuses, and bodies that are none."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from server.runtime import Server
+from tests.client import PROTOCOL, Client, GraphQLErrors, connect
+from tests.conftest import make_database, test_settings
+
+JSON = "application/json"
+RESPONSE_JSON = "application/graphql-response+json"
+
+
+async def post(client: Client, body: bytes, **headers: str) -> tuple[int, dict[str, Any], str]:
+    """Status, body and media type of a raw request."""
+    headers.setdefault("Content-Type", JSON)
+    async with client.http.post(client.url, data=BytesIO(body), headers=headers) as response:
+        raw = await response.read()
+        return response.status, orjson.loads(raw) if raw else {}, response.content_type
+
+
+NO_REQUESTS = [
+    (b"", 400),
+    (b"null", 400),
+    (b"5", 400),
+    (b'""', 400),
+    (b"[]", 400),
+    (b'[{"query":"{__typename}"}]', 400),
+    (b"{", 400),
+    (b"{}", 400),
+    (b'{"query":null}', 400),
+    (b'{"query":5}', 400),
+    (b'{"query":" "}', 400),
+    (b'{"query":"{__typename}","variables":[]}', 400),
+    (b'{"query":"{__typename}","variables":"x"}', 400),
+    (b'{"query":"{__typename}","operationName":5}', 400),
+    (b'{"query":"{__typename}","extensions":5}', 400),
+    (b'{"query":"{__typename}","operationName":"Nope"}', 400),
+    (b'{"query":"subscription{messageStream(messageId:\\"x\\"){__typename}}"}', 400),
+    (b'{"query":"\xff\xfe"}', 400),
+    ('{"query":"{__typename}"}'.encode("utf-16"), 400),
+    (b'{"query":"{__typename}","variables":{"a":"\\ud83d"}}', 400),
+    (b"[" * 100_000, 400),
+    (b'{"variables":' + b'{"a":' * 3_000 + b"1" + b"}" * 3_000 + b"}", 400),
+    (b'{"query":"' + b" " * 1_100_000 + b'"}', 413),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), NO_REQUESTS, ids=lambda value: str(value[:40]) if isinstance(value, bytes) else ""
+)
+async def test_what_is_no_graphql_request_gets_one_clear_error(client: Client, body: bytes, status: int) -> None:
+    got, answer, media = await post(client, body)
+    assert (got, media) == (status, JSON)
+    assert len(answer["errors"]) == 1
+    assert answer["errors"][0]["extensions"]["code"] in (
+        "BAD_USER_INPUT",
+        "PAYLOAD_TOO_LARGE",
+        "GRAPHQL_VALIDATION_FAILED",
+    )
+    assert "data" not in answer
+
+
+async def test_a_compressed_bomb_is_too_large(client: Client) -> None:
+    bomb = gzip.compress(b'{"query":"' + b" " * 50_000_000 + b'"}')
+    status, answer, _ = await post(client, bomb, **{"Content-Encoding": "gzip"})
+    assert (status, answer["errors"][0]["extensions"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+@pytest.mark.parametrize(
+    "media",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/graphql"],
+)
+async def test_only_json_is_executed(client: Client, media: str) -> None:
+    body = b'{"query":"mutation { startAnonymousSession { token } }"}'
+    status, answer, _ = await post(client, body, **{"Content-Type": media})
+    assert status == 415
+    assert "data" not in answer
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+async def test_only_post_is_executed(client: Client, method: str) -> None:
+    async with client.http.request(method, client.url, params={"query": "{__typename}"}) as response:
+        assert response.status == 405
+
+
+async def test_the_media_type_that_was_accepted_decides_the_status_of_a_refused_document(client: Client) -> None:
+    body = orjson.dumps({"query": "{ nope }"})
+    status, answer, media = await post(client, body, Accept=RESPONSE_JSON)
+    assert (status, media, "data" in answer) == (400, RESPONSE_JSON, False)
+    status, answer, media = await post(client, body, Accept=JSON)
+    assert (status, media, "data" in answer) == (200, JSON, False)
+    assert answer["errors"][0]["extensions"]["code"] == "GRAPHQL_VALIDATION_FAILED"
+    assert answer["errors"][0]["locations"] == [{"line": 1, "column": 3}]
+
+
+async def test_an_error_of_a_field_is_no_refusal(client: Client) -> None:
+    status, answer, media = await post(client, b'{"query":"{ viewer { id } }"}', Accept=RESPONSE_JSON)
+    assert (status, media, answer["data"]) == (200, RESPONSE_JSON, None)
+    assert answer["errors"][0]["path"] == ["viewer"]
+
+
+REFUSED = [
+    ("{", None, "GRAPHQL_PARSE_FAILED"),
+    ("{ nope }", None, "GRAPHQL_VALIDATION_FAILED"),
+    ("query($n: Int!) { threads(first: $n) { nodes { id } } }", {"n": "x"}, "BAD_USER_INPUT"),
+    ("query($n: Int!) { threads(first: $n) { nodes { id } } }", {"n": 2**40}, "BAD_USER_INPUT"),
+    ("query($n: Int!) { threads(first: $n) { nodes { id } } }", None, "BAD_USER_INPUT"),
+    ("query($i: SendMessageInput!) { __typename }", {"i": {"userId": "x"}}, "GRAPHQL_VALIDATION_FAILED"),
+    (
+        "mutation($i: SendMessageInput!) { sendMessage(input: $i) { thread { id } } }",
+        {"i": {"idempotencyKey": "k", "text": "x", "role": "SYSTEM"}},
+        "BAD_USER_INPUT",
+    ),
+    ("{ " + " ".join(f"a{n}: __typename" for n in range(31)) + " }", None, "QUERY_TOO_COMPLEX"),
+    ("{ " + " ".join(f"a{n}: __typename" for n in range(1_000)) + " }", None, "GRAPHQL_PARSE_FAILED"),
+    ("query A { __typename } query B { __typename }", None, "GRAPHQL_VALIDATION_FAILED"),
+    ("{ " + "__typename " * 3_000 + "}", None, "GRAPHQL_PARSE_FAILED"),
+    ("{ __typename " + "@skip(if: false) " * 10 + "}", None, "GRAPHQL_VALIDATION_FAILED"),
+    ("{ __typename " + " ".join(f"@d{n}" for n in range(500)) + "}", None, "QUERY_TOO_COMPLEX"),
+    (
+        '{ thread(id: "x") ' + "{ messages { nodes { thread " * 5 + "{ id }" + " } } }" * 5 + " }",
+        None,
+        "QUERY_TOO_COMPLEX",
+    ),
+    (
+        "{ threads(first: 100) { nodes { messages(first: 100) { nodes { siblings { id } } } } } }",
+        None,
+        "QUERY_TOO_COMPLEX",
+    ),
+    (
+        "query($n: Int) { threads(first: $n) { nodes { messages(last: $n) { nodes { siblings { id } } } } } }",
+        {"n": 100},
+        "QUERY_TOO_COMPLEX",
+    ),
+    ("fragment A on Query { ...B } fragment B on Query { ...A } { ...A }", None, "GRAPHQL_VALIDATION_FAILED"),
+    (
+        "query A { __typename } " + " ".join(f"query Q{n} {{ __typename }}" for n in range(25)),
+        None,
+        "QUERY_TOO_COMPLEX",
+    ),
+]
+
+
+@pytest.mark.parametrize(("query", "variables", "code"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("transport", ["http", "socket"])
+async def test_a_document_that_is_refused_says_why_by_its_code(
+    client: Client, query: str, variables: dict[str, Any] | None, code: str, transport: str
+) -> None:
+    async def attempt() -> None:
+        if transport == "http":
+            await client.run(query, variables)
+        else:
+            async with client.subscribe(query, variables or {}) as operation:
+                await operation.next()
+
+    with pytest.raises(GraphQLErrors) as refused:
+        await attempt()
+    codes = {error["extensions"]["code"] for error in refused.value.errors}
+    assert code in codes
+    assert len(refused.value.errors) <= 50
+    assert (await client.run("{ __typename }")) == {"__typename": "Query"}
+
+
+async def test_an_exponential_spread_of_fragments_is_refused_fast(client: Client) -> None:
+    fragments = " ".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(60))
+    with pytest.raises(GraphQLErrors) as refused:
+        await client.run(fragments + " fragment F60 on Query { __typename } { ...F0 }")
+    assert "QUERY_TOO_COMPLEX" in {error["extensions"]["code"] for error in refused.value.errors}
+
+
+async def test_a_page_size_in_a_variable_counts_as_it_is_given(client: Client) -> None:
+    query = "query($n: Int) { threads(first: $n) { nodes { messages(last: $n) { nodes { siblings { id } } } } } }"
+    assert await client.run(query, {"n": 5}) == {"threads": {"nodes": []}}
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["threads(first: 2, filter: 1)", "thread(id: 5)", "nodes(ids: [null])", "message"],
+)
+async def test_bad_arguments_never_reach_a_service(client: Client, field: str) -> None:
+    status, answer = await client.post(f"{{ {field} {{ id }} }}")
+    assert status == 200
+    assert answer["errors"]
+
+
+async def test_a_defect_is_masked_and_found_in_the_log(
+    client: Client, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("postgresql://admin:hunter2@db/secret SELECT * FROM users")
+
+    monkeypatch.setattr(type(server.application._http._services.threads), "find", broken)
+    _, answer = await client.post('{ thread(id: "thread_' + "0" * 32 + '") { id } }')
+    error = answer["errors"][0]
+    assert "hunter2" not in str(answer)
+    assert error["extensions"]["code"] == "INTERNAL_SERVER_ERROR"
+    assert any(error["extensions"]["errorId"] in record.getMessage() for record in caplog.records)
+    async with client.subscribe('{ thread(id: "thread_' + "0" * 32 + '") { id } }', {}) as operation:
+        with pytest.raises(GraphQLErrors) as over_socket:
+            await operation.next()
+    assert over_socket.value.code == "INTERNAL_SERVER_ERROR"
+    assert "hunter2" not in str(over_socket.value)
+
+
+async def test_health_and_security_headers(client: Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        async with client.http.get(client.address + path) as response:
+            assert response.status == 200
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_cors_answers_exactly_the_origins_that_are_set(postgres_url: str, tmp_path: Any) -> None:
+    url = await make_database(postgres_url)
+    settings = test_settings(url, tmp_path, allowed_origins=("https://chat.example.com",))
+    server = Server(settings)
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+            for origin, allowed in (
+                ("https://chat.example.com", True),
+                ("https://evil.example.com", False),
+                ("https://chat.example.com.evil.com", False),
+                ("null", False),
+                ("http://chat.example.com", False),
+            ):
+                async with client.http.options(client.url, headers={"Origin": origin} | asks) as response:
+                    assert (response.status == 204) is allowed
+                    assert ("Access-Control-Allow-Origin" in response.headers) is allowed
+                    assert response.headers["Vary"] == "Origin"
+                    assert "Access-Control-Allow-Credentials" not in response.headers
+                body = b'{"query":"{__typename}"}'
+                headers = {"Origin": origin, "Content-Type": JSON}
+                async with client.http.post(client.url, data=body, headers=headers) as response:
+                    assert (response.headers.get("Access-Control-Allow-Origin") == origin) is allowed
+                if allowed:
+                    async with client.socket(Origin=origin) as ws:
+                        assert (await ws.receive_json(timeout=10))["type"] == "connection_ack"
+                else:
+                    with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+                        await client.http.ws_connect(client.url, protocols=(PROTOCOL,), headers={"Origin": origin})
+    finally:
+        await server.drain()
+        await server.close()
+
+
+async def test_without_introspection_nothing_of_the_schema_is_told(postgres_url: str, tmp_path: Any) -> None:
+    url = await make_database(postgres_url)
+    server = Server(test_settings(url, tmp_path, introspection=False, graphiql=False))
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            for query in ("{ __schema { types { name } } }", '{ __type(name: "Thread") { name } }', "{ thred { id } }"):
+                with pytest.raises(GraphQLErrors) as refused:
+                    await client.run(query)
+                assert "Did you mean" not in str(refused.value)
+            async with client.http.get(client.url, headers={"Accept": "text/html"}) as response:
+                assert response.status == 405
+    finally:
+        await server.drain()
+        await server.close()
+
+
+def test_no_test_runs_with_settings_of_the_machine() -> None:
+    assert "OPENAI_API_KEY" not in os.environ

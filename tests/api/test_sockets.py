@@ -1,0 +1,301 @@
+"""graphql-transport-ws, as its protocol document has it, and what a socket may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import aiohttp
+import jwt
+import orjson
+import pytest
+
+import server.graphql_socket
+from server.runtime import Server
+from tests.client import PROTOCOL, READ, Client, connect
+from tests.conftest import make_database, test_settings
+
+
+async def closed_with(ws: aiohttp.ClientWebSocketResponse) -> int | None:
+    """The code with which the server closes the socket, whatever it says before."""
+    async with asyncio.timeout(20):
+        while True:
+            frame = await ws.receive()
+            if frame.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING):
+                return ws.close_code
+
+
+def socket(client: Client, **options: Any) -> Any:
+    return client.http.ws_connect(client.url, protocols=(PROTOCOL,), **options)
+
+
+async def say(ws: aiohttp.ClientWebSocketResponse, message: Any) -> None:
+    await ws.send_str(orjson.dumps(message).decode())
+
+
+async def hear(ws: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    message: dict[str, Any] = orjson.loads((await ws.receive(timeout=20)).data)
+    return message
+
+
+async def initialised(client: Client, ws: aiohttp.ClientWebSocketResponse) -> None:
+    payload = {"authorization": f"Bearer {client.token}"} if client.token else {}
+    await say(ws, {"type": "connection_init", "payload": payload})
+    assert await hear(ws) == {"type": "connection_ack"}
+
+
+def subscribe(query: str, operation_id: str = "1", **variables: Any) -> dict[str, Any]:
+    return {"id": operation_id, "type": "subscribe", "payload": {"query": query, "variables": variables}}
+
+
+NO_MESSAGES = [
+    "null",
+    "5",
+    '""',
+    "[]",
+    "{}",
+    "{",
+    "\\",
+    '{"type":5}',
+    '{"type":"nope"}',
+    '{"type":"start"}',
+    "[" * 50_000,
+]
+
+
+@pytest.mark.parametrize("text", NO_MESSAGES, ids=lambda text: text[:10])
+async def test_a_message_that_is_none_closes_with_4400(client: Client, text: str) -> None:
+    async with socket(client) as ws:
+        await ws.send_str(text)
+        assert await closed_with(ws) == 4400
+
+
+async def test_a_binary_message_closes_with_4400(client: Client) -> None:
+    async with socket(client) as ws:
+        await ws.send_bytes(b'{"type":"connection_init"}')
+        assert await closed_with(ws) == 4400
+
+
+@pytest.mark.parametrize("payload", [[], 5, "x"])
+async def test_an_init_payload_that_is_no_object_closes_with_4400(client: Client, payload: Any) -> None:
+    async with socket(client) as ws:
+        await say(ws, {"type": "connection_init", "payload": payload})
+        assert await closed_with(ws) == 4400
+
+
+@pytest.mark.parametrize("operation_id", [None, 5, "", "x" * 201])
+async def test_an_operation_without_an_id_closes_with_4400(client: Client, operation_id: Any) -> None:
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        await say(ws, subscribe("{ __typename }") | {"id": operation_id})
+        assert await closed_with(ws) == 4400
+
+
+@pytest.mark.parametrize("payload", [None, 5, [], {}, {"query": None}, {"query": "{ __typename }", "variables": []}])
+async def test_an_operation_that_is_none_is_an_error_of_that_operation(client: Client, payload: Any) -> None:
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        await say(ws, {"id": "1", "type": "subscribe", "payload": payload})
+        answer = await hear(ws)
+        assert (answer["type"], answer["id"]) == ("error", "1")
+        assert answer["payload"][0]["extensions"]["code"] == "BAD_USER_INPUT"
+        await say(ws, subscribe("{ __typename }"))
+        assert (await hear(ws))["type"] == "next"
+
+
+async def test_subscribing_before_the_acknowledgement_closes_with_4401(client: Client) -> None:
+    async with socket(client) as ws:
+        await say(ws, subscribe("{ __typename }"))
+        assert await closed_with(ws) == 4401
+
+
+async def test_a_second_init_closes_with_4429(client: Client) -> None:
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        await say(ws, {"type": "connection_init"})
+        assert await closed_with(ws) == 4429
+
+
+async def test_an_id_in_use_closes_with_4409(client: Client) -> None:
+    turn = await client.send("Id", model="hangs")
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        for _ in range(2):
+            await say(ws, subscribe(READ, id=turn["assistantMessage"]["id"]))
+        assert await closed_with(ws) == 4409
+    await client.stop(turn["assistantMessage"]["id"])
+
+
+async def test_another_subprotocol_closes_with_4406(client: Client) -> None:
+    for protocols in ((), ("graphql-ws",), ("x",)):
+        async with client.http.ws_connect(client.url, protocols=protocols) as ws:
+            assert await closed_with(ws) == 4406
+
+
+async def test_silence_instead_of_an_init_closes_with_4408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.graphql_socket, "INIT_SECONDS", 0.05)
+    async with socket(client) as ws:
+        assert await closed_with(ws) == 4408
+
+
+async def test_a_message_over_the_limit_closes_with_1009(client: Client) -> None:
+    async with socket(client) as ws:
+        await ws.send_str(" " * 1_100_000)
+        assert await closed_with(ws) == 1009
+
+
+async def test_ping_is_answered_with_its_payload_and_pong_is_taken(client: Client) -> None:
+    async with socket(client) as ws:
+        await say(ws, {"type": "ping"})
+        assert await hear(ws) == {"type": "pong"}
+        await say(ws, {"type": "pong", "payload": {}})
+        await say(ws, {"type": "ping", "payload": {"a": 1}})
+        assert await hear(ws) == {"type": "pong", "payload": {"a": 1}}
+
+
+async def test_queries_and_mutations_run_on_a_socket_and_complete(client: Client) -> None:
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        await say(ws, subscribe("{ viewer { id } }"))
+        assert await hear(ws) == {"id": "1", "type": "next", "payload": {"data": {"viewer": {"id": client.id}}}}
+        assert await hear(ws) == {"id": "1", "type": "complete"}
+        await say(ws, subscribe("{ viewer { id } }"))
+        assert (await hear(ws))["type"] == "next"
+
+
+async def test_a_client_that_completes_frees_the_operation(client: Client, server: Server) -> None:
+    turn = await client.send("Complete", model="hangs")
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        for _ in range(300):
+            await say(ws, subscribe(READ, id=turn["assistantMessage"]["id"]))
+            assert (await hear(ws))["type"] == "next"
+            await say(ws, {"id": "1", "type": "complete"})
+        await say(ws, {"id": "unknown", "type": "complete"})
+        await say(ws, subscribe("{ __typename }", "2"))
+        assert (await hear(ws))["id"] == "2"
+    buffer = next(buffer for buffer in server.hub if buffer.message_id.hex in turn["assistantMessage"]["id"])
+    async with asyncio.timeout(10):
+        while buffer.readers_waiting:
+            await asyncio.sleep(0.01)
+    await client.stop(turn["assistantMessage"]["id"])
+
+
+async def test_operations_on_one_socket_are_bounded(client: Client) -> None:
+    turn = await client.send("Many", model="hangs-at-once")
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        for number in range(101):
+            await say(ws, subscribe(READ, str(number), id=turn["assistantMessage"]["id"]))
+        refusal = await hear(ws)
+        assert (refusal["id"], refusal["type"]) == ("100", "error")
+        assert refusal["payload"][0]["extensions"]["code"] == "RATE_LIMITED"
+    await client.stop(turn["assistantMessage"]["id"])
+
+
+@pytest.mark.parametrize("name", ["authorization", "Authorization", "AUTHORIZATION"])
+async def test_the_token_is_taken_in_any_case_of_its_name(client: Client, name: str) -> None:
+    async with client.socket(init={name: f"bearer {client.token}"}) as ws:
+        assert (await hear(ws))["type"] == "connection_ack"
+        await say(ws, subscribe("{ viewer { id } }"))
+        assert (await hear(ws))["payload"]["data"]["viewer"]["id"] == client.id
+
+
+async def test_the_token_may_stand_in_the_header_of_the_handshake(client: Client) -> None:
+    async with client.socket(init=None, Authorization=f"Bearer {client.token}") as ws:
+        assert (await hear(ws))["type"] == "connection_ack"
+        await say(ws, subscribe("{ viewer { id } }"))
+        assert (await hear(ws))["payload"]["data"]["viewer"]["id"] == client.id
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"authorization": "Bearer x"},
+        {"authorization": ""},
+        {"authorization": 5},
+        {"authorization": "Bearer a", "Authorization": "Bearer b"},
+        {"authorization": "Basic eDp5"},
+    ],
+)
+async def test_a_bad_token_closes_with_4403(client: Client, payload: dict[str, Any]) -> None:
+    async with client.socket(init=payload) as ws:
+        assert await closed_with(ws) == 4403
+
+
+async def test_a_live_socket_ends_with_its_token_and_a_new_one_resumes(client: Client) -> None:
+    turn = await client.send("Expire", model="slow")
+    now = int(time.time())
+    claims = {"iss": "threadgraph", "sub": client.id, "iat": now, "exp": now + 2}
+    async with client.socket(init={"authorization": "Bearer " + jwt.encode(claims, "s" * 32, "HS256")}) as ws:
+        assert (await hear(ws))["type"] == "connection_ack"
+        await say(ws, subscribe(READ, id=turn["assistantMessage"]["id"]))
+        event = (await hear(ws))["payload"]["data"]["messageStream"]
+        assert await closed_with(ws) == 4403
+    async with client.reading(turn["assistantMessage"]["id"], event["cursor"]) as subscription:
+        assert (await subscription.next()) is not None
+    await client.stop(turn["assistantMessage"]["id"])
+
+
+BAD_TOKENS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("expired", {"exp": 1}, "s" * 32, "HS256"),
+    ("another key", {}, "t" * 32, "HS256"),
+    ("no exp", {"exp": None}, "s" * 32, "HS256"),
+    ("no sub", {"sub": None}, "s" * 32, "HS256"),
+    ("no iat", {"iat": None}, "s" * 32, "HS256"),
+    ("another issuer", {"iss": "x"}, "s" * 32, "HS256"),
+    ("sub is no id", {"sub": "user_x"}, "s" * 32, "HS256"),
+    ("sub of a thread", {"sub": "thread_" + "0" * 32}, "s" * 32, "HS256"),
+    ("another algorithm", {}, "s" * 64, "HS512"),
+    ("iat to come", {"iat": 2**33}, "s" * 32, "HS256"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "key", "algorithm"), BAD_TOKENS, ids=[row[0] for row in BAD_TOKENS])
+async def test_a_token_that_is_not_ours_is_refused(
+    client: Client, name: str, change: dict[str, Any], key: str, algorithm: str
+) -> None:
+    now = int(time.time())
+    claims = {"iss": "threadgraph", "sub": client.id, "iat": now, "exp": now + 600} | change
+    claims = {claim: value for claim, value in claims.items() if value is not None}
+    client.token = jwt.encode(claims, key, algorithm)
+    _, answer = await client.post("{ viewer { id } }")
+    assert answer["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("token", ["", "a.b.c", "é", "x" * 8_000, "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0."])
+async def test_text_that_is_no_token_is_refused(nobody: Client, token: str) -> None:
+    _, answer = await nobody.post("{ viewer { id } }", Authorization=f"Bearer {token}")
+    assert answer["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+
+
+async def test_a_header_of_100_kilobytes_is_refused(nobody: Client) -> None:
+    headers = {"Authorization": f"Bearer {'x' * 100_000}", "Content-Type": "application/json"}
+    async with nobody.http.post(nobody.url, data=b"{}", headers=headers) as response:
+        assert response.status == 400
+
+
+async def test_a_header_sent_twice_is_refused(client: Client) -> None:
+    headers = [("Authorization", f"Bearer {client.token}")] * 2 + [("Content-Type", "application/json")]
+    body = b'{"query":"{ viewer { id } }"}'
+    async with client.http.post(client.url, data=body, headers=headers) as response:
+        assert (await response.json())["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+
+
+async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any) -> None:
+    server = Server(test_settings(await make_database(postgres_url), tmp_path, max_sockets=2))
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            async with socket(client), socket(client):
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                    await socket(client)
+            async with asyncio.timeout(10):
+                while len(server.application.sockets):
+                    await asyncio.sleep(0.01)
+            async with socket(client) as ws:
+                await initialised(client, ws)
+    finally:
+        await server.drain()
+        await server.close()
