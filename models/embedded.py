@@ -180,6 +180,9 @@ class EmbeddedPostgres:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 user=self._user,
+                # Of root's groups nothing: as a member it would be held to a folder's group bits, which are not opened.
+                group=self._user,
+                extra_groups=[] if self._user else None,
                 cwd="/",
                 check=False,
             )

@@ -9,7 +9,7 @@ from config import Settings
 from graph.context import Services
 from graph.schema import build_schema
 from server.graphiql import GraphiQL
-from server.graphql_http import GraphQLHttp, error_response
+from server.graphql_http import GraphQLHttp, error_response, not_allowed
 from server.graphql_socket import GraphQLSockets, SocketLimits
 from server.pages import Health, cors, security_headers
 from services.errors import ErrorCode
@@ -46,9 +46,11 @@ class Application:
             if not self._is_origin_allowed(request):
                 return error_response(403, ErrorCode.FORBIDDEN, "Sockets are not allowed from this origin.")
             return await self.sockets.connect(request)
+        if "query" in request.query:
+            return await self._http.get(request)
         if self._graphiql is not None and "text/html" in request.headers.get("Accept", ""):
             return await self._graphiql.page(request)
-        return error_response(405, ErrorCode.BAD_USER_INPUT, "Send GraphQL by POST or graphql-transport-ws.")
+        return not_allowed("Send GraphQL by POST, or over a WebSocket (graphql-transport-ws).")
 
     def _is_origin_allowed(self, request: web.Request) -> bool:
         """Browsers do not apply CORS to WebSockets; programs send no Origin and carry nothing to steal."""

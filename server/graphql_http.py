@@ -1,9 +1,12 @@
-"""GraphQL over HTTP POST, after graphql.github.io/graphql-over-http (draft).
+"""GraphQL over HTTP, after graphql.github.io/graphql-over-http (draft).
 
 `application/json` answers 200 to every well-formed request, as clients of today expect;
 `application/graphql-response+json` answers 400 where nothing was executed (section 6.4.2). What is not even a GraphQL
-request gets a 4xx with the same shape of errors. Batches, GET and other media types are refused: a body that a page of
-another origin can send without asking (text/plain, forms) is never executed.
+request gets a 4xx with the same shape of errors.
+
+POST takes queries and mutations, as JSON only: a body that a page of another origin can send without asking
+(text/plain, forms) is never executed. GET takes queries only, because urql sends short ones so by default; there are no
+cookies, so a forged GET carries no identity. Batches are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ from server.identity import viewer_of_headers
 from services.errors import ErrorCode, UnauthenticatedError
 
 _RESPONSE_TYPE = "application/graphql-response+json"
-_ALLOWED = (OperationType.QUERY, OperationType.MUTATION)
+_POST = (OperationType.QUERY, OperationType.MUTATION)
+_GET = (OperationType.QUERY,)
+# Answers are a viewer's own.
+_HEADERS = {"Cache-Control": "no-store"}
 
 
 class BadRequestError(Exception):
@@ -60,7 +66,7 @@ class GraphQLRequest:
 
 
 class GraphQLHttp:
-    """The handler of POST /graphql."""
+    """The handlers of POST and GET /graphql."""
 
     def __init__(self, schema: Schema, services: Services) -> None:
         self._schema = schema
@@ -78,6 +84,25 @@ class GraphQLHttp:
             return error_response(400, ErrorCode.BAD_USER_INPUT, "The request is not JSON in UTF-8.")
         except BadRequestError as refusal:
             return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
+        return await self._run(request, asked, _POST)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Run one query, from the URL."""
+        data: dict[str, Any] = dict(request.query)
+        try:
+            for name in ("variables", "extensions"):
+                if data.get(name):
+                    data[name] = orjson.loads(data[name])
+            asked = GraphQLRequest(data)
+        except (orjson.JSONDecodeError, UnicodeEncodeError):
+            return error_response(400, ErrorCode.BAD_USER_INPUT, "variables and extensions must be JSON.")
+        except BadRequestError as refusal:
+            return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
+        return await self._run(request, asked, _GET)
+
+    async def _run(
+        self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...]
+    ) -> web.Response:
         try:
             result = await self._schema.execute(
                 asked.query,
@@ -85,13 +110,15 @@ class GraphQLHttp:
                 context_value=self._context(request),
                 operation_name=asked.operation_name,
                 operation_extensions=asked.extensions,
-                allowed_operation_types=_ALLOWED,
+                allowed_operation_types=allowed,
             )
-        except InvalidOperationTypeError:
-            message = "Subscriptions go over a WebSocket (graphql-transport-ws)."
-            return error_response(400, ErrorCode.BAD_USER_INPUT, message)
+        except InvalidOperationTypeError as error:
+            if error.operation_type is OperationType.SUBSCRIPTION:
+                message = "Subscriptions go over a WebSocket (graphql-transport-ws)."
+                return error_response(400, ErrorCode.BAD_USER_INPUT, message)
+            return not_allowed("Mutations go by POST.")
         except (CannotGetOperationTypeError, MissingQueryError):
-            message = "The document has no operation of this name, or several and no name was given."
+            message = "The document has no operation of this name."
             return error_response(400, ErrorCode.GRAPHQL_VALIDATION_FAILED, message)
         return _response(result, request.headers.get("Accept", ""))
 
@@ -106,6 +133,13 @@ def error_response(status: int, code: ErrorCode, message: str) -> web.Response:
     """A response to what is no GraphQL request, in the shape of one."""
     body = {"errors": [{"message": message, "extensions": {"code": code.value}}]}
     return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+def not_allowed(message: str) -> web.Response:
+    """405 with the method that is right (RFC 9110, section 15.5.6)."""
+    response = error_response(405, ErrorCode.BAD_USER_INPUT, message)
+    response.headers["Allow"] = "POST"
+    return response
 
 
 def result_payload(result: ExecutionResult) -> dict[str, Any]:
@@ -128,5 +162,6 @@ def is_request_error(result: ExecutionResult) -> bool:
 def _response(result: ExecutionResult, accept: str) -> web.Response:
     body = orjson.dumps(result_payload(result))
     if _RESPONSE_TYPE not in accept:
-        return web.Response(body=body, content_type="application/json")
-    return web.Response(status=400 if is_request_error(result) else 200, body=body, content_type=_RESPONSE_TYPE)
+        return web.Response(body=body, content_type="application/json", headers=_HEADERS)
+    status = 400 if is_request_error(result) else 200
+    return web.Response(status=status, body=body, content_type=_RESPONSE_TYPE, headers=_HEADERS)

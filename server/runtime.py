@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 
+import asyncpg
 from aiohttp import web
 
 from config import Settings, SettingsError
@@ -17,7 +18,7 @@ from providers.base import Provider
 from providers.chat_completions import ChatCompletionsProvider
 from providers.http import Deadlines, make_client_session
 from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
-from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, load_scripts
+from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.app import Application
 from server.pages import Health
 from services.generation import GenerationLimits, Generations
@@ -127,8 +128,11 @@ class Server:
         database = Database(
             url, pool_size=settings.database_pool_size, timeout_seconds=settings.database_timeout_seconds
         )
-        await database.migrate()
-        await database.connect()
+        try:
+            await database.migrate()
+            await database.connect()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise SettingsError(f"DATABASE_URL: the database cannot be used ({_without_address(error)})") from error
         stack.push_async_callback(database.close)
         if not await database.claim_sole_server(_SOLE_PATIENCE_SECONDS):
             raise SettingsError(
@@ -142,21 +146,28 @@ class Server:
         if settings.openai_api_key is not None or settings.openai_base_url != Settings.openai_base_url:
             session = make_client_session()
             self._stack.push_async_callback(session.close)
-            adapter = ChatCompletionsProvider(
-                session=session,
-                base_url=settings.openai_base_url,
-                api_key=settings.openai_api_key,
-                deadlines=Deadlines(
-                    first_event_seconds=settings.provider_idle_seconds,
-                    idle_seconds=settings.provider_idle_seconds,
-                    total_seconds=settings.provider_total_seconds,
-                ),
+            deadlines = Deadlines(
+                first_event_seconds=settings.provider_idle_seconds,
+                idle_seconds=settings.provider_idle_seconds,
+                total_seconds=settings.provider_total_seconds,
             )
+            try:
+                adapter = ChatCompletionsProvider(
+                    session=session,
+                    base_url=settings.openai_base_url,
+                    api_key=settings.openai_api_key,
+                    deadlines=deadlines,
+                )
+            except ValueError as error:
+                raise SettingsError(f"OPENAI_BASE_URL or OPENAI_API_KEY: {error}") from error
             self._stack.push_async_callback(adapter.close)
             models += [(ModelRecord(name, name, "openai", name), adapter) for name in settings.openai_models]
         scripts = dict(BUILT_IN_SCRIPTS) if settings.scripted_models else {}
         if settings.scripted_models_file is not None:
-            scripts |= await asyncio.to_thread(load_scripts, settings.scripted_models_file)
+            try:
+                scripts |= await asyncio.to_thread(load_scripts, settings.scripted_models_file)
+            except ScriptError as error:
+                raise SettingsError(f"SCRIPTED_MODELS_FILE: {error}") from error
         scripted = ScriptedProvider(scripts)
         models += [(ModelRecord(name, name, "scripted", name), scripted) for name in scripts]
         models += self._more_models
@@ -204,7 +215,10 @@ class Server:
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, self.settings.host, self.settings.port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise SettingsError(f"HOST and PORT: cannot listen there ({error.strerror or error})") from error
         host, port = runner.addresses[0][:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -216,3 +230,10 @@ class Server:
                 return bool(await connection.fetchval("SELECT true"))
         except (TimeoutError, DatabaseUnavailableError):
             return False
+
+
+def _without_address(error: Exception) -> str:
+    """What is wrong, without the URL: it may hold a password."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return f"{type(error).__name__}: {error}" if isinstance(error, asyncpg.PostgresError) else type(error).__name__

@@ -86,10 +86,44 @@ async def test_only_json_is_executed(client: Client, media: str) -> None:
     assert "data" not in answer
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
-async def test_only_post_is_executed(client: Client, method: str) -> None:
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+async def test_other_methods_are_not_allowed(client: Client, method: str) -> None:
     async with client.http.request(method, client.url, params={"query": "{__typename}"}) as response:
         assert response.status == 405
+        assert "POST" in response.headers["Allow"]
+
+
+async def get(client: Client, **params: str) -> tuple[int, dict[str, Any], str | None]:
+    headers = {"Authorization": f"Bearer {client.token}"}
+    async with client.http.get(client.url, params=params, headers=headers) as response:
+        return response.status, orjson.loads(await response.read()), response.headers.get("Allow")
+
+
+async def test_get_answers_queries(client: Client) -> None:
+    query = "query A($ids: [ID!]!) { viewer { id } nodes(ids: $ids) { id } } query B { __typename }"
+    status, answer, _ = await get(client, query=query, variables='{"ids":[]}', operationName="A")
+    assert (status, answer) == (200, {"data": {"viewer": {"id": client.id}, "nodes": []}})
+
+
+async def test_get_never_changes_anything(client: Client) -> None:
+    given = '{idempotencyKey: "k", text: "x", modelId: "two-words"}'
+    status, answer, allow = await get(client, query=f"mutation {{ sendMessage(input: {given}) {{ thread {{ id }} }} }}")
+    assert (status, allow, "data" in answer) == (405, "POST", False)
+    assert (await client.run("{ threads { nodes { id } } }"))["threads"]["nodes"] == []
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"query": ""}, {"query": "{__typename}", "variables": "{"}, {"query": "{__typename}", "variables": "[]"}],
+)
+async def test_a_get_that_is_no_request_gets_one_clear_error(client: Client, params: dict[str, str]) -> None:
+    status, answer, _ = await get(client, **params)
+    assert (status, answer["errors"][0]["extensions"]["code"]) == (400, "BAD_USER_INPUT")
+
+
+async def test_a_get_without_a_query_says_how_to_ask(client: Client) -> None:
+    status, _, allow = await get(client)
+    assert (status, allow) == (405, "POST")
 
 
 async def test_the_media_type_that_was_accepted_decides_the_status_of_a_refused_document(client: Client) -> None:

@@ -1,0 +1,324 @@
+"""The server as a process: started, stopped, killed, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import orjson
+import psutil
+import pytest
+
+from tests.client import Client, GraphQLErrors, connect, text_of
+from tests.conftest import make_database
+from tests.process import ROOT, ServerProcess
+
+SCRIPTS = {
+    "steady": {"wordsPerSecond": 200, "steps": [{"text": " ".join(f"word{n}" for n in range(4_000))}]},
+    "short": {"wordsPerSecond": 100, "steps": [{"text": " ".join(f"word{n}" for n in range(100))}]},
+}
+STEADY = " ".join(f"word{n}" for n in range(4_000))
+
+
+@pytest.fixture
+async def environment(postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    """A database and a data folder of one test, with the scripts above."""
+    scripts = tmp_path / "scripts.json"
+    scripts.write_bytes(orjson.dumps(SCRIPTS))
+    return {
+        "DATABASE_URL": await make_database(postgres_url),
+        "DATA_DIR": str(tmp_path / "data"),
+        "SCRIPTED_MODELS_FILE": str(scripts),
+        "CHECKPOINT_SECONDS": "0.2",
+    }
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for an embedded database: pytest's own are closed to the user that PostgreSQL runs as under root."""
+    with tempfile.TemporaryDirectory(prefix="threadgraph-e2e-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+        for pid in databases_under(Path(name)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).terminate()
+
+
+@contextlib.asynccontextmanager
+async def running(environment: dict[str, str], **more: str) -> AsyncIterator[ServerProcess]:
+    """A server that is ended with the block, if it is not before."""
+    server = await ServerProcess(**(environment | more)).start()
+    try:
+        yield server
+    finally:
+        if server.process.returncode is None:
+            await server.end(signal.SIGKILL)
+
+
+async def read_some(client: Client, message_id: str, characters: int) -> tuple[str, str]:
+    """The first characters of a stream and the cursor behind them."""
+    held, cursor = "", ""
+    async with client.reading(message_id) as subscription:
+        while len(held) < characters:
+            payload = await subscription.next()
+            assert payload is not None
+            event = payload["data"]["messageStream"]
+            held, cursor = held + event["text"], event["cursor"]
+    return held, cursor
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("PORT", "http", "a whole number from 0 to 65535"),
+        ("PORT", "65536", "a whole number from 0 to 65535"),
+        ("DATABASE_URL", "mysql://user:hunter2@host/db", "postgres://"),
+        ("BROADCAST_URL", "kafka://host", "memory://"),
+        ("SHUTDOWN_GRACE_SECONDS", "-1", "a number of seconds from 0 to 600"),
+        ("SHUTDOWN_GRACE_SECONDS", "nan", "a number of seconds from 0 to 600"),
+        ("ANONYMOUS_SESSIONS", "perhaps", "true or false"),
+        ("SESSION_SECRET", "short", "at least 32 bytes"),
+        ("ALLOWED_ORIGINS", "https://a.example/path", "exact origins"),
+        ("OPENAI_BASE_URL", "ftp://x", "http://"),
+        ("DEFAULT_MODEL", "no-such-model", "not offered"),
+        ("TITLE_MODEL", "no-such-model", "not offered"),
+        ("SCRIPTED_MODELS_FILE", "/nonexistent/scripts.json", "not a readable JSON file"),
+    ],
+)
+async def test_a_wrong_setting_stops_the_start_with_its_name(
+    environment: dict[str, str], name: str, value: str, expected: str
+) -> None:
+    server = ServerProcess(**(environment | {name: value}))
+    await server.launch()
+    assert await server.wait() == 2
+    assert name in server.output
+    assert expected in server.output
+    assert "hunter2" not in server.output
+    assert "Traceback" not in server.output
+
+
+async def test_a_database_that_is_not_there_stops_the_start_with_a_clear_text(environment: dict[str, str]) -> None:
+    server = ServerProcess(**(environment | {"DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/x"}))
+    await server.launch()
+    assert await server.wait() != 0
+    assert "DATABASE_URL" in server.output
+    assert "hunter2" not in server.output
+    assert "Traceback" not in server.output
+
+
+async def test_a_port_in_use_stops_the_start_with_a_clear_text(environment: dict[str, str], postgres_url: str) -> None:
+    async with running(environment) as first:
+        port = first.address.rsplit(":", 1)[1]
+        other = environment | {"DATABASE_URL": await make_database(postgres_url), "PORT": port}
+        second = ServerProcess(**other)
+        await second.launch()
+        assert await second.wait() != 0
+        assert "PORT" in second.output
+        assert "Traceback" not in second.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_embedded_database_starts_stops_and_keeps_its_data(folder: Path, number: signal.Signals) -> None:
+    environment = {"DATA_DIR": str(folder / "data")}
+    async with running(environment) as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("Keep me", model="scripted-echo")
+        before = await client.finish(turn["assistantMessage"]["id"])
+        assert databases_under(folder)
+        assert await server.end(number) == 0
+    assert not databases_under(folder)
+    async with running(environment) as server, connect(server.address) as again:
+        again.token = client.token
+        assert await again.message(before["id"]) == before
+        assert await server.end(number) == 0
+    assert not databases_under(folder)
+
+
+def databases_under(folder: Path) -> list[int]:
+    """Pids of the PostgreSQL processes whose data lies in a folder."""
+    processes = psutil.process_iter(["name", "cmdline"])
+    postgres = [process for process in processes if process.info["name"] == "postgres"]
+    return [process.pid for process in postgres if str(folder) in " ".join(process.info["cmdline"] or ())]
+
+
+async def test_a_second_server_on_the_same_folder_or_database_is_refused(
+    environment: dict[str, str], folder: Path
+) -> None:
+    embedded = {"DATA_DIR": str(folder / "data")}
+    async with running(embedded) as first:
+        second = ServerProcess(**embedded)
+        await second.launch()
+        assert await second.wait() == 2
+        assert "another server uses" in second.output
+        assert await first.end() == 0
+    async with running(environment):
+        second = ServerProcess(**environment)
+        await second.launch()
+        assert await second.wait() == 2
+        assert "another server uses this database" in second.output
+
+
+async def test_after_kill_9_the_next_start_ends_what_was_live_and_readers_go_on(environment: dict[str, str]) -> None:
+    async with running(environment) as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("Die", model="steady")
+        early, early_cursor = await read_some(client, turn["assistantMessage"]["id"], 500)
+        # A second of growth and more: whatever was there a second ago must be kept.
+        await asyncio.sleep(1.5)
+        held, cursor = await read_some(client, turn["assistantMessage"]["id"], 1_000)
+        await server.end(signal.SIGKILL)
+    async with running(environment) as server, connect(server.address) as again:
+        again.token = client.token
+        answer = await again.message(turn["assistantMessage"]["id"])
+        assert (answer["status"], answer["error"]["code"]) == ("INTERRUPTED", "SERVER_LOST")
+        assert STEADY.startswith(answer["text"])
+        # 200 words a second of at least 6 characters: a second is worth 1,200 of them.
+        assert len(answer["text"]) >= len(held) - 2_200
+        assert len(answer["text"]) >= len(early)
+        events = await again.read(turn["assistantMessage"]["id"], early_cursor)
+        assert early + text_of(events) == answer["text"]
+        assert events[-1]["message"] == answer
+        events = await again.read(turn["assistantMessage"]["id"], cursor)
+        if len(held) > len(answer["text"]):
+            assert [event["__typename"] for event in events] == ["MessageReset", "MessageEnded"]
+            assert events[0]["message"] == answer
+            assert await again.read(answer["id"], events[0]["cursor"]) == [events[1]]
+        else:
+            assert held + text_of(events) == answer["text"]
+        live = "query($id: ID!) { thread(id: $id) { liveMessage { id } } }"
+        assert (await again.run(live, {"id": turn["thread"]["id"]}))["thread"]["liveMessage"] is None
+        retried = await again.retry(answer["id"], model="scripted-echo")
+        assert (await again.finish(retried["assistantMessage"]["id"]))["text"] == "Die"
+
+
+async def test_a_reader_of_lost_text_is_told_to_start_over_from_what_is_kept(environment: dict[str, str]) -> None:
+    async with running(environment, CHECKPOINT_SECONDS="1") as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("Lose", model="steady")
+        held, cursor = await read_some(client, turn["assistantMessage"]["id"], 60)
+        await server.end(signal.SIGKILL)
+    async with running(environment) as server, connect(server.address) as again:
+        again.token = client.token
+        answer = await again.message(turn["assistantMessage"]["id"])
+        assert len(answer["text"]) < len(held), "killed before the first checkpoint"
+        events = await again.read(turn["assistantMessage"]["id"], cursor)
+        assert [event["__typename"] for event in events] == ["MessageReset", "MessageEnded"]
+        assert events[0]["message"] == events[1]["message"] == answer
+
+
+async def test_kill_9_leaves_the_embedded_database_to_the_next_start(folder: Path) -> None:
+    environment = {"DATA_DIR": str(folder / "data")}
+    async with running(environment) as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("x", model="scripted-echo")
+        await client.finish(turn["assistantMessage"]["id"])
+        await server.end(signal.SIGKILL)
+    assert databases_under(folder)
+    async with running(environment) as server, connect(server.address) as again:
+        again.token = client.token
+        assert (await again.message(turn["assistantMessage"]["id"]))["text"] == "x"
+        assert await server.end() == 0
+    assert not databases_under(folder)
+
+
+async def test_sigterm_lets_answers_end_within_the_grace(environment: dict[str, str]) -> None:
+    async with running(environment, SHUTDOWN_GRACE_SECONDS="20") as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("Finish", model="short")
+        async with client.reading(turn["assistantMessage"]["id"]) as subscription:
+            await subscription.next()
+            ending = asyncio.create_task(server.end())
+            async with asyncio.timeout(10):
+                while True:
+                    async with client.http.get(server.address + "/readyz") as response:
+                        if response.status == 503:
+                            break
+            with pytest.raises(GraphQLErrors) as refused:
+                await client.send("Too late", model="short")
+            assert (refused.value.code, refused.value.extensions["retryAfter"]) == ("UNAVAILABLE", 1)
+            events = [event async for event in subscription.events()]
+            assert events[-1]["message"]["status"] == "COMPLETE"
+            frame = await subscription.ws.receive(timeout=20)
+            assert (frame.type, subscription.ws.close_code) == (aiohttp.WSMsgType.CLOSE, 1012)
+        assert await ending == 0
+
+
+@pytest.mark.parametrize("hurry", [False, True], ids=["after the grace", "by a second signal"])
+async def test_what_has_not_ended_is_interrupted_with_its_text(environment: dict[str, str], hurry: bool) -> None:
+    grace = "60" if hurry else "0.5"
+    async with running(environment, SHUTDOWN_GRACE_SECONDS=grace) as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("Interrupt", model="steady")
+        async with client.reading(turn["assistantMessage"]["id"]) as subscription:
+            first = await subscription.next()
+            assert first is not None
+            server.process.send_signal(signal.SIGTERM)
+            if hurry:
+                async with asyncio.timeout(10):
+                    while "Stopping" not in server.output:
+                        await asyncio.sleep(0.01)
+                server.process.send_signal(signal.SIGTERM)
+            events = [first["data"]["messageStream"], *[event async for event in subscription.events()]]
+        message = events[-1]["message"]
+        assert (message["status"], message["error"]["code"]) == ("INTERRUPTED", "SERVER_SHUTDOWN")
+        assert text_of(events) == message["text"]
+        assert STEADY.startswith(message["text"])
+        assert await server.wait() == 0
+    async with running(environment) as server, connect(server.address) as again:
+        again.token = client.token
+        stored = await again.message(message["id"])
+        assert stored == message
+        assert await again.read(message["id"], events[0]["cursor"]) == _merged(events[1:])
+
+
+def _merged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a reader gets at once for these events of one text part."""
+    return [events[-2] | {"text": text_of(events)}, events[-1]]
+
+
+async def test_servers_that_start_at_once_migrate_once(postgres_url: str) -> None:
+    url = await make_database(postgres_url)
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "import asyncio, sys; from models.database import Database; "
+            "asyncio.run(Database(sys.argv[1], pool_size=2, timeout_seconds=30).migrate())",
+            url,
+            cwd=ROOT,
+        )
+        for _ in range(4)
+    ]
+    async with asyncio.timeout(60):
+        assert [await process.wait() for process in processes] == [0] * 4
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT count(*) FROM tortoise_migrations") == 1
+    await connection.close()
+
+
+async def test_the_demo_proves_the_answer_whole_and_says_so(environment: dict[str, str]) -> None:
+    async with running(environment) as server:
+        demo = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "server",
+            "demo",
+            "--url",
+            server.address + "/graphql",
+            "--model",
+            "short",
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            output, _ = await demo.communicate()
+    assert demo.returncode == 0
+    assert "equal to the letter" in output.decode()
+    assert "connection cut after" in output.decode()
