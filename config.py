@@ -275,9 +275,17 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def settings_table() -> str:
-    """All settings as a Markdown table, for the docs."""
-    lines = ["| variable | default | what it is |", "| --- | --- | --- |"]
+def settings_page() -> str:
+    """All settings as a Markdown page, for the docs."""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, read once at start. An empty one counts as unset; a wrong value stops the start and says",
+        "what was expected. This page is printed by `python -m server settings` (`make docs`).",
+        "",
+        "| variable | default | what it is |",
+        "| --- | --- | --- |",
+    ]
     lines += [
         f"| `{item.metadata['env']}` | {_shown_default(item.default)} | {item.metadata['why']} |"
         for item in fields(Settings)

@@ -36,7 +36,6 @@ _ERROR_CODES = {
     "GRAPHQL_PARSE_FAILED": "The document is not GraphQL.",
     "GRAPHQL_VALIDATION_FAILED": "The document does not fit the schema.",
     "QUERY_TOO_COMPLEX": "The document asks for more than one operation may.",
-    "PERSISTED_QUERY_NOT_FOUND": "No document of this hash is known; send it whole.",
     "INTERNAL_SERVER_ERROR": "A defect of the server; `errorId` is in its log.",
 }
 

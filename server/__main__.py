@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from config import Settings, SettingsError, load, settings_table
+from config import Settings, SettingsError, load, settings_page
 from models.embedded import EmbeddedPostgresError
 from server.logs import configure_logging
 
@@ -35,7 +35,7 @@ def main() -> int:
     arguments = parser.parse_args()
     match arguments.command:
         case "settings":
-            print(settings_table(), end="")
+            print(settings_page(), end="")
         case "schema":
             from graph.schema import build_schema
 

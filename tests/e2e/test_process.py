@@ -124,9 +124,15 @@ async def test_a_port_in_use_stops_the_start_with_a_clear_text(environment: dict
         assert "Traceback" not in second.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_embedded_database_starts_stops_and_keeps_its_data(folder: Path, number: signal.Signals) -> None:
-    environment = {"DATA_DIR": str(folder / "data")}
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGTERM, "data"), (signal.SIGINT, "a path too long for a socket " + "x" * 100)],
+    ids=["SIGTERM", "SIGINT, long path with spaces"],
+)
+async def test_the_embedded_database_starts_stops_and_keeps_its_data(
+    folder: Path, number: signal.Signals, name: str
+) -> None:
+    environment = {"DATA_DIR": str(folder / name)}
     async with running(environment) as server, connect(server.address) as client:
         await client.sign_in()
         turn = await client.send("Keep me", model="scripted-echo")

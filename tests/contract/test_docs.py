@@ -1,0 +1,79 @@
+"""What the documents say is what the code does; each failure says how to mend it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from config import settings_page
+from providers.base import FailureCode
+from providers.scripted import BUILT_IN_SCRIPTS
+from server.graphql_socket import PROTOCOL
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_page_of_settings_is_printed_from_the_code() -> None:
+    assert (ROOT / "docs/settings.md").read_text() == settings_page(), "run: make docs"
+
+
+@pytest.mark.parametrize("client", ["apollo", "urql"])
+def test_the_examples_of_the_readme_are_those_that_run(client: str) -> None:
+    script = (ROOT / f"tests/clients/{client}.mjs").read_text()
+    example = script.split("// README:begin\n")[1].split("// README:end")[0].rstrip()
+    assert f"```js\n{example}\n```" in README, f"copy the lines of tests/clients/{client}.mjs into README.md"
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z]+)", README)) - {"and"}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_test_that_the_promises_name_exists() -> None:
+    page = (ROOT / "docs/streaming.md").read_text()
+    names = re.findall(r"::(test_\w+)", page)
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names
+    for name in names:
+        assert f"def {name}(" in sources, name
+    for path in re.findall(r"`(tests/[\w/]+\.py)", page):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_page_of_scripted_models_lists_models_and_failures() -> None:
+    page = (ROOT / "docs/scripted-models.md").read_text()
+    for name in (*BUILT_IN_SCRIPTS, *FailureCode.__members__):
+        assert f"`{name}`" in page, name
+
+
+def test_the_protocol_of_the_docs_is_the_servers() -> None:
+    assert PROTOCOL in (ROOT / "docs/streaming.md").read_text()
+
+
+def test_ci_calls_what_the_readme_says() -> None:
+    ci = (ROOT / ".ci/run").read_text()
+    for command in ("make check", "make clients", "make test"):
+        assert command in ci
+        assert command in README
+
+
+def test_a_lock_file_names_no_registry_and_hashes_everything() -> None:
+    for name in ("run", "dev"):
+        text = (ROOT / f"requirements/{name}.lock").read_text()
+        assert "://" not in text
+        packages = re.findall(r"^[a-z0-9][^\s=]*==\S+", text, re.MULTILINE)
+        assert len(packages) > 20
+        for block in re.split(r"\n(?=[a-z0-9])", text.strip()):
+            assert "--hash=sha256:" in block, block[:60]
+    for lock in (ROOT / "tests/clients/package-lock.json", ROOT / "web/graphiql/package-lock.json"):
+        assert '"resolved"' not in lock.read_text()
