@@ -93,7 +93,7 @@ class Script:
 
 
 BUILT_IN_SCRIPTS: Mapping[str, Script] = {
-    "scripted": Script((Explain(),), words_per_second=30),
+    "scripted": Script((Explain(),), words_per_second=10),
     "scripted-reasoning": Script(
         (Say("The question is short. A short answer with one example will do.", reasoning=True), Explain()),
         words_per_second=30,
