@@ -53,12 +53,13 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed; set PYTHON=..." && false)
-	$(PYTHON) -m venv $(VENV) || (echo "python3 -m venv does not work here; on Debian and Ubuntu: apt install python3-venv" && false)
+	@echo "Making the environment in $(VENV), once; this takes about half a minute."
+	@$(PYTHON) -m venv $(VENV) || (echo "python3 -m venv does not work here; on Debian and Ubuntu: apt install python3-venv" && false)
 
 $(VENV)/run.stamp: requirements/run.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/run.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/run.lock
 	@touch $@
 
 $(VENV)/dev.stamp: requirements/dev.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.lock
 	@touch $@ $(VENV)/run.stamp

@@ -105,11 +105,13 @@ def _quiet_garbage_collector() -> None:
 
 
 def _greet(address: str) -> None:
+    port = address.rsplit(":", 1)[1]
+    demo = "make demo" if port == "8000" else f"make demo PORT={port}"
     print(
         f"\n  Threadgraph is ready.\n\n"
         f"    GraphiQL   {address}/graphql   (open it in a browser)\n"
         f"    API        POST and WebSocket (graphql-transport-ws) at the same address\n\n"
-        f"  Next, in another terminal:   make demo\n"
+        f"  Next, in another terminal:   {demo}\n"
         f"  Ctrl-C stops the server and its database.\n",
         flush=True,
     )
