@@ -280,8 +280,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Environment variables, read once at start. An empty one counts as unset; a wrong value stops the start and says",
-        "what was expected. This page is printed by `python -m server settings` (`make docs`).",
+        "Environment variables, read once at start. An empty one counts as unset; a wrong value stops the start and",
+        "says what was expected. This page is printed by `python -m server settings` (`make docs`).",
         "",
         "| variable | default | what it is |",
         "| --- | --- | --- |",

@@ -8,6 +8,7 @@ one writer at a time. The stream's buffer is open before the commit makes the me
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +41,8 @@ from services.viewer import Viewer
 from streams.ending import StreamHold
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -331,5 +334,11 @@ class Turns:
     async def _own(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(work, name="turn")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._disown)
         return await asyncio.shield(task)
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # Asked for here, because a caller that left will not: what failed then was rolled back and concerns nobody.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("a turn was not made: %s", type(error).__name__)
