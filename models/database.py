@@ -86,11 +86,13 @@ class Database:
             await guard.close(timeout=5)
 
     async def claim_sole_server(self, patience_seconds: float) -> bool:
-        """Whether this process is the only server on the database; the claim holds until `close`.
+        """Whether this process is the only server on the database; the claim holds until `close`, or a lost connection.
 
         With an in-memory channel a second server would not see the first one's streams. After `kill -9` PostgreSQL
-        notices the dead owner within moments, hence the patience.
+        notices the dead owner within moments, hence the patience. Claiming again what is held is true at once.
         """
+        if self._sole is not None and not self._sole.is_closed():
+            return True
         connection = await asyncpg.connect(self.url, timeout=self._timeout_seconds)
         deadline = asyncio.get_running_loop().time() + patience_seconds
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _SOLE_SERVER_LOCK):

@@ -12,9 +12,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import pwd
+import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -22,6 +25,7 @@ from typing import IO
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 60
+_LEFTOVER_SECONDS = 10.0
 _SYSTEM_USER = "threadgraph-postgres"
 # sockaddr_un.sun_path holds 108 bytes with the final NUL (man 7 unix); PostgreSQL appends this name to the folder.
 _SOCKET_NAME = ".s.PGSQL.5432"
@@ -35,7 +39,7 @@ class EmbeddedPostgresError(Exception):
 class EmbeddedPostgres:
     """A PostgreSQL under one folder, started by `start` and stopped by `stop` (or as a context manager).
 
-    After `kill -9` of its owner the database goes on running; the next `start` takes it over.
+    After `kill -9` of its owner the database goes on running; the next `start` stops it and starts its own.
 
     Args:
         folder: where the cluster lives; made if missing. The lock file lies beside it.
@@ -57,7 +61,7 @@ class EmbeddedPostgres:
 
     @property
     def log_file(self) -> Path:
-        """Where PostgreSQL writes its log."""
+        """Where PostgreSQL writes its log, once it has been started."""
         return self._folder / "log"
 
     def start(self) -> None:
@@ -68,27 +72,40 @@ class EmbeddedPostgres:
         """
         self._take_lock()
         try:
-            self._prepare_folder()
-            if not (self._folder / "PG_VERSION").exists():
-                self._run("initdb", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username=postgres")
+            self._prepare_user()
+            if not self._folder.exists():
+                self._make_cluster()
             self._socket_folder = self._choose_socket_folder()
-            if self._is_running():
-                log.info("taking over the PostgreSQL that was left running")
-            else:
-                self._start_server()
+            self._end_leftover()
+            self._start_server()
         except BaseException:
             self._release_lock()
             raise
+
+    def restart_if_dead(self) -> bool:
+        """Start the database again if it has ended by itself (killed, out of memory). Blocks where it has.
+
+        Returns:
+            Whether it had to be started.
+
+        Raises:
+            EmbeddedPostgresError: it does not start.
+        """
+        if self._lock is None or self._running_pid() is not None:
+            return False
+        self._end_leftover()
+        self._start_server()
+        return True
 
     def stop(self) -> None:
         """Stop the database: running statements are cancelled, all that was committed stays. Blocks."""
         if self._lock is None:
             return
         try:
-            if self._is_running():
+            if self._running_pid() is not None:
                 self._run("pg_ctl", "stop", "--mode=fast", "--wait", f"--timeout={_START_SECONDS}")
             if self._socket_folder != self._folder:
-                self._socket_folder.rmdir()
+                shutil.rmtree(self._socket_folder, ignore_errors=True)
         finally:
             self._release_lock()
 
@@ -116,21 +133,47 @@ class EmbeddedPostgres:
             self._lock.close()
             self._lock = None
 
-    def _prepare_folder(self) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+    def _prepare_user(self) -> None:
         if self._user is None:
             return
-        import pwd
-
         try:
-            account = pwd.getpwnam(self._user)
+            pwd.getpwnam(self._user)
         except KeyError:
             add_user = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", self._user]
             subprocess.run(add_user, check=True, capture_output=True)  # noqa: S603 - fixed arguments
-            account = pwd.getpwnam(self._user)
-        os.chown(self._folder, account.pw_uid, account.pw_gid)
         _let_pass(self._folder.parent)
         _let_pass(_programs())
+
+    def _make_cluster(self) -> None:
+        """In a folder of another name first: a start that is killed in the middle must not leave half a cluster."""
+        for half_made in self._folder.parent.glob(f"{self._folder.name}.new-*"):
+            shutil.rmtree(half_made, ignore_errors=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f"{self._folder.name}.new-", dir=self._folder.parent))
+        if self._user is not None:
+            account = pwd.getpwnam(self._user)
+            os.chown(fresh, account.pw_uid, account.pw_gid)
+        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username=postgres", folder=fresh)
+        fresh.rename(self._folder)
+
+    def _running_pid(self) -> int | None:
+        """The pid of the PostgreSQL that runs on this folder.
+
+        `pg_ctl status` asks only whether the process of this number lives. After a crash the number may be somebody
+        else's, so its command line is read too.
+        """
+        try:
+            pid = int((self._folder / "postmaster.pid").read_text().split("\n", 1)[0])
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(self._folder) in command.split(b"\0") else None
+
+    def _end_leftover(self) -> None:
+        """Nobody else can be using what a killed server left behind: the lock is ours."""
+        if self._running_pid() is not None:
+            log.info("stopping the PostgreSQL that a killed server left running")
+            self._run("pg_ctl", "stop", "--mode=fast", "--wait", f"--timeout={_START_SECONDS}")
+        (self._folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _choose_socket_folder(self) -> Path:
         if len(os.fsencode(self._folder / _SOCKET_NAME)) <= _SOCKET_PATH_BYTES:
@@ -144,9 +187,6 @@ class EmbeddedPostgres:
         os.chown(short, information.st_uid, information.st_gid)
         return short
 
-    def _is_running(self) -> bool:
-        return self._call("pg_ctl", "status").returncode == 0
-
     def _start_server(self) -> None:
         options = [
             "listen_addresses=",
@@ -154,28 +194,38 @@ class EmbeddedPostgres:
             "unix_socket_permissions=0700",
             f"max_connections={self._max_connections}",
         ]
-        self._run(
-            "pg_ctl",
+        arguments = (
             "start",
             "--wait",
             f"--timeout={_START_SECONDS}",
             f"--log={self.log_file}",
             "--options=" + " ".join(f"-c '{option}'" for option in options),
         )
+        deadline = time.monotonic() + _LEFTOVER_SECONDS
+        # The processes of a killed database hold its memory until they notice.
+        while (failed := self._call("pg_ctl", *arguments)).returncode != 0:
+            if time.monotonic() > deadline:
+                raise self._failure("pg_ctl", failed.stderr)
+            time.sleep(0.2)
 
-    def _run(self, program: str, *arguments: str) -> None:
-        result = self._call(program, *arguments)
+    def _run(self, program: str, *arguments: str, folder: Path | None = None) -> None:
+        result = self._call(program, *arguments, folder=folder)
         if result.returncode != 0:
-            raise EmbeddedPostgresError(
-                f"{program} failed ({result.stderr.strip()[:500]}); see {self.log_file}, or set DATABASE_URL"
-            )
+            raise self._failure(program, result.stderr)
 
-    def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _failure(self, program: str, said: str) -> EmbeddedPostgresError:
+        more = f"; see {self.log_file}" if self.log_file.exists() else ""
+        return EmbeddedPostgresError(
+            f"the embedded PostgreSQL cannot be used: {program} failed ({said.strip()[:500]}){more}; "
+            "or set DATABASE_URL to a PostgreSQL of yours"
+        )
+
+    def _call(self, program: str, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         # Files, not pipes: the database inherits them and a pipe would never reach its end. cwd: the system user may
         # not be allowed into the present one.
         with tempfile.TemporaryFile("w+") as errors:
             result = subprocess.run(  # noqa: S603 - our own programs and paths
-                [str(_programs() / program), *arguments, f"--pgdata={self._folder}"],
+                [str(_programs() / program), *arguments, f"--pgdata={folder or self._folder}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

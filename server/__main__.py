@@ -50,6 +50,8 @@ def main() -> int:
 
 
 def _serve() -> int:
+    # Until the event loop takes signals: as the first process of a container, Python would ignore this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = load(os.environ)
         configure_logging(settings.log_level)

@@ -12,7 +12,7 @@ from aiohttp import web
 from config import Settings, SettingsError
 from graph.context import Services
 from models.database import Database, DatabaseUnavailableError
-from models.embedded import EmbeddedPostgres
+from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
 from providers.base import Provider
 from providers.chat_completions import ChatCompletionsProvider
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _REAP_SECONDS = 2.0
 _SOLE_PATIENCE_SECONDS = 10.0
 _READY_SECONDS = 2.0
+_WATCH_SECONDS = 1.0
 
 
 class Server:
@@ -52,6 +53,7 @@ class Server:
         self.settings = settings
         self._more_models = providers or []
         self._stack = AsyncExitStack()
+        self._postgres: EmbeddedPostgres | None = None
         self.address = ""
 
     async def start(self) -> None:
@@ -124,7 +126,7 @@ class Server:
             )
             await asyncio.to_thread(postgres.start)
             stack.push_async_callback(asyncio.to_thread, postgres.stop)
-            url = postgres.url
+            url, self._postgres = postgres.url, postgres
         database = Database(
             url, pool_size=settings.database_pool_size, timeout_seconds=settings.database_timeout_seconds
         )
@@ -132,13 +134,34 @@ class Server:
             await database.migrate()
             await database.connect()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise SettingsError(f"DATABASE_URL: the database cannot be used ({_without_address(error)})") from error
+            whose = "the embedded database" if settings.database_url is None else "DATABASE_URL: the database"
+            raise SettingsError(f"{whose} cannot be used ({_without_address(error)})") from error
         stack.push_async_callback(database.close)
         if not await database.claim_sole_server(_SOLE_PATIENCE_SECONDS):
             raise SettingsError(
                 "DATABASE_URL: another server uses this database, and BROADCAST_URL=memory:// allows one only"
             )
+        watching = asyncio.create_task(self._watch_database(database), name="database watch")
+        stack.push_async_callback(_end, watching)
         return database
+
+    async def _watch_database(self, database: Database) -> None:
+        """Start the embedded database again if it dies; claim the database again if the claim's connection breaks."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            try:
+                if self._postgres is not None and await asyncio.to_thread(self._postgres.restart_if_dead):
+                    log.error("the embedded PostgreSQL had ended by itself and was started again")
+                if not await database.claim_sole_server(0):
+                    log.error("another server uses this database now; BROADCAST_URL=memory:// allows one only")
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                EmbeddedPostgresError,
+            ) as error:
+                log.warning("the database is out of reach: %s", type(error).__name__)
 
     async def _models(self) -> ModelRegistry:
         settings = self.settings
@@ -230,6 +253,11 @@ class Server:
                 return bool(await connection.fetchval("SELECT true"))
         except (TimeoutError, DatabaseUnavailableError):
             return False
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _without_address(error: Exception) -> str:

@@ -234,6 +234,53 @@ async def test_kill_9_leaves_the_embedded_database_to_the_next_start(folder: Pat
     assert not databases_under(folder)
 
 
+async def test_a_pid_file_that_names_somebody_else_is_not_believed(folder: Path) -> None:
+    environment = {"DATA_DIR": str(folder / "data")}
+    async with running(environment) as server:
+        assert await server.end() == 0
+    stranger = await asyncio.create_subprocess_exec("sleep", "60")
+    try:
+        (folder / "data/postgres/postmaster.pid").write_text(f"{stranger.pid}\n")
+        async with running(environment) as server:
+            assert await server.end() == 0
+        assert stranger.returncode is None
+    finally:
+        stranger.kill()
+        await stranger.wait()
+
+
+async def test_a_first_start_that_is_killed_leaves_no_half_of_a_cluster(folder: Path) -> None:
+    environment = {"DATA_DIR": str(folder / "data")}
+    killed = ServerProcess(**environment)
+    await killed.launch()
+    async with asyncio.timeout(30):
+        while not list((folder / "data").glob("postgres*/PG_VERSION")):
+            await asyncio.sleep(0.005)
+    await killed.end(signal.SIGKILL)
+    async with running(environment) as server, connect(server.address) as client:
+        await client.sign_in()
+        assert await server.end() == 0
+
+
+async def test_an_embedded_database_that_dies_is_started_again(folder: Path) -> None:
+    async with running({"DATA_DIR": str(folder / "data")}) as server, connect(server.address) as client:
+        await client.sign_in()
+        turn = await client.send("Survive this, please", model="scripted")
+        held, cursor = await read_some(client, turn["assistantMessage"]["id"], 40)
+        postmaster = int((folder / "data/postgres/postmaster.pid").read_text().split()[0])
+        psutil.Process(postmaster).kill()
+        async with asyncio.timeout(30):
+            while True:
+                async with client.http.get(server.address + "/readyz") as response:
+                    if response.status == 200 and databases_under(folder):
+                        break
+                await asyncio.sleep(0.05)
+        events = await client.read(turn["assistantMessage"]["id"], cursor)
+        assert events[-1]["message"]["status"] == "COMPLETE"
+        assert held + text_of(events) == events[-1]["message"]["text"]
+        assert await server.end() == 0
+
+
 async def test_sigterm_lets_answers_end_within_the_grace(environment: dict[str, str]) -> None:
     async with running(environment, SHUTDOWN_GRACE_SECONDS="20") as server, connect(server.address) as client:
         await client.sign_in()
