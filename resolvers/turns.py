@@ -6,9 +6,16 @@ import strawberry
 
 from graph.context import Info
 from graph.scalars import key_of
-from graph.types.turn import EditMessageInput, RetryMessageInput, SendMessageInput, TurnPayload
+from graph.types.turn import EditMessageInput, ReasoningEffort, RetryMessageInput, SendMessageInput, TurnPayload
 from models.ids import IdKind
+from providers import base
 from services.turns import TurnRequest
+
+_EFFORTS: dict[ReasoningEffort, base.ReasoningEffort] = {
+    ReasoningEffort.LOW: "LOW",
+    ReasoningEffort.MEDIUM: "MEDIUM",
+    ReasoningEffort.HIGH: "HIGH",
+}
 
 
 @strawberry.type
@@ -45,5 +52,5 @@ def _request(given: SendMessageInput | EditMessageInput | RetryMessageInput) -> 
     return TurnRequest(
         idempotency_key=given.idempotency_key,
         model_id=given.model_id,
-        reasoning_effort=given.reasoning_effort.value if given.reasoning_effort else None,
+        reasoning_effort=_EFFORTS[given.reasoning_effort] if given.reasoning_effort else None,
     )

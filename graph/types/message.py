@@ -49,20 +49,43 @@ class MessageStatus(Enum):
 class MessageErrorCode(Enum):
     """The values of `MessageError.code`."""
 
-    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
-    PROVIDER_TIMEOUT = "PROVIDER_TIMEOUT"
-    PROVIDER_REJECTED_KEY = "PROVIDER_REJECTED_KEY"
-    PROVIDER_REJECTED_REQUEST = "PROVIDER_REJECTED_REQUEST"
-    PROVIDER_PROTOCOL = "PROVIDER_PROTOCOL"
-    PROVIDER_HUNG_UP = "PROVIDER_HUNG_UP"
-    RATE_LIMITED = "RATE_LIMITED"
-    CONTEXT_TOO_LONG = "CONTEXT_TOO_LONG"
-    CONTENT_FILTERED = "CONTENT_FILTERED"
-    EMPTY_ANSWER = "EMPTY_ANSWER"
-    OUTPUT_LIMIT = "OUTPUT_LIMIT"
-    SERVER_SHUTDOWN = "SERVER_SHUTDOWN"
-    SERVER_LOST = "SERVER_LOST"
-    INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
+    PROVIDER_UNAVAILABLE = strawberry.enum_value(
+        "PROVIDER_UNAVAILABLE", description="The provider cannot be reached or has a fault; retry later."
+    )
+    PROVIDER_TIMEOUT = strawberry.enum_value("PROVIDER_TIMEOUT", description="The model was silent for too long.")
+    PROVIDER_REJECTED_KEY = strawberry.enum_value(
+        "PROVIDER_REJECTED_KEY", description="The provider does not accept the key."
+    )
+    PROVIDER_REJECTED_REQUEST = strawberry.enum_value(
+        "PROVIDER_REJECTED_REQUEST",
+        description="The provider does not accept the request, such as for its model or its billing.",
+    )
+    PROVIDER_PROTOCOL = strawberry.enum_value(
+        "PROVIDER_PROTOCOL", description="The provider answered something that is not an answer."
+    )
+    PROVIDER_HUNG_UP = strawberry.enum_value(
+        "PROVIDER_HUNG_UP", description="The provider ended the connection before the answer was whole."
+    )
+    RATE_LIMITED = strawberry.enum_value(
+        "RATE_LIMITED", description="The provider allows no more for now; `retryAfter` says how long where it is known."
+    )
+    CONTEXT_TOO_LONG = strawberry.enum_value(
+        "CONTEXT_TOO_LONG", description="The conversation is longer than the model takes."
+    )
+    CONTENT_FILTERED = strawberry.enum_value(
+        "CONTENT_FILTERED", description="The provider withheld the answer by its content rules."
+    )
+    EMPTY_ANSWER = strawberry.enum_value("EMPTY_ANSWER", description="The model ended without an answer.")
+    OUTPUT_LIMIT = strawberry.enum_value(
+        "OUTPUT_LIMIT", description="The answer reached the greatest length this server keeps."
+    )
+    SERVER_SHUTDOWN = strawberry.enum_value(
+        "SERVER_SHUTDOWN", description="The server was shut down while it answered."
+    )
+    SERVER_LOST = strawberry.enum_value(
+        "SERVER_LOST", description="The server that answered was killed; its last moments may be lost."
+    )
+    INTERNAL_SERVER_ERROR = strawberry.enum_value("INTERNAL_SERVER_ERROR", description="A defect of this server.")
 
 
 @strawberry.type(description="Why an answer is not whole.")
@@ -76,7 +99,7 @@ class MessageError:
     @classmethod
     def of(cls, failure: MessageFailure) -> MessageError:
         """From the stored failure."""
-        return cls(code=MessageErrorCode(failure.code), message=failure.message, retry_after=failure.retry_after)
+        return cls(code=_CODES[failure.code], message=failure.message, retry_after=failure.retry_after)
 
 
 @strawberry.type(description="What one answer consumed, in tokens.")
@@ -232,6 +255,7 @@ class Message(Node):
 # Enum(value) is a Python call; a dict of the few values is not.
 _ROLES = dict(MessageRole.__members__)
 _STATUSES = dict(MessageStatus.__members__)
+_CODES = dict(MessageErrorCode.__members__)
 
 
 @strawberry.type(description="A message in its place on the active path.")

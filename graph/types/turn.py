@@ -22,9 +22,9 @@ _EFFORT = "How hard a reasoning model should think; ignored by others."
 class ReasoningEffort(Enum):
     """The common steps of vendors."""
 
-    LOW = "LOW"
-    MEDIUM = "MEDIUM"
-    HIGH = "HIGH"
+    LOW = strawberry.enum_value("LOW", description="Answer soon.")
+    MEDIUM = strawberry.enum_value("MEDIUM", description="The vendor's usual.")
+    HIGH = strawberry.enum_value("HIGH", description="Think long.")
 
 
 @strawberry.input(description="A question.")

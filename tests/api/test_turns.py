@@ -397,3 +397,13 @@ async def orphans(server: Server, turn: dict[str, dict[str, str]]) -> dict[str, 
         return found
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize("effort", ["LOW", "MEDIUM", "HIGH", None])
+async def test_the_reasoning_effort_reaches_the_provider(client: Client, effort: str | None) -> None:
+    question = f"Effort {uuid.uuid4()}"
+    SCRIPTS.driven.queue(question).put_nowait(TextDelta("x"))
+    SCRIPTS.driven.queue(question).put_nowait(None)
+    turn = await client.send(question, model="driven", reasoningEffort=effort)
+    await client.finish(turn["assistantMessage"]["id"])
+    assert SCRIPTS.driven.requests[question].reasoning_effort == effort
