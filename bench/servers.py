@@ -1,0 +1,155 @@
+"""The two servers as child processes: started on a core, watched, stopped by their process id."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.cores import on_core
+
+HOST = "127.0.0.1"
+_ROOT = Path(__file__).parent.parent
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_SECRET = "a key for measuring only, never for users"
+_COMPLAINT = re.compile(r" (?:WARNING|ERROR|CRITICAL) |^Traceback ")
+
+
+class BenchError(Exception):
+    """A figure cannot be had: a server did not start, or answered something else than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What both servers are given.
+
+    Attributes:
+        database_url: the PostgreSQL that they share.
+        folder: a temporary folder for data and logs.
+        core: where a server runs.
+    """
+
+    database_url: str
+    folder: Path
+    core: int
+
+
+class ServerProcess:
+    """One server, listening on a free port of 127.0.0.1 once `start` returns."""
+
+    def __init__(self, name: str, module: str, environment: dict[str, str], place: Place) -> None:
+        self.name = name
+        self.port = _free_port()
+        self._module = module
+        self._environment = {"PATH": os.environ.get("PATH", ""), "HOST": HOST, "PORT": str(self.port), **environment}
+        self._core = place.core
+        self._log_file = place.folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process is not None, "started"
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start on the core and wait until the port answers.
+
+        Raises:
+            BenchError: it ended, or did not listen in time.
+        """
+        with on_core(self._core), self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module],
+                cwd=_ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not await _listens(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                await self.stop()
+                raise BenchError(f"{self.name} did not start:\n{self._log()[-2_000:]}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """Ask it to end; after 30 s, make it."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def cpu_seconds(self) -> float:
+        """CPU the process has used so far, user and system, in all its threads.
+
+        What utime + stime of `/proc/<pid>/stat` say, in nanoseconds instead of 10 ms: the process's CPU clock, under
+        the number that clock_getcpuclockid(3) makes of a process id.
+        """
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    def resident_mib(self) -> float:
+        """Memory the process holds now, in MiB."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES / 2**20
+
+    def complaints(self) -> list[str]:
+        """Warnings and errors in its log so far."""
+        return [line for line in self._log().splitlines() if _COMPLAINT.search(line)]
+
+    def _log(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+
+def product(place: Place, scripts: Path) -> ServerProcess:
+    """This repository's server.
+
+    Args:
+        scripts: a file of scripted models to offer.
+    """
+    environment = {
+        "DATABASE_URL": place.database_url,
+        "DATA_DIR": str(place.folder / "data"),
+        "GRAPHIQL": "false",
+        "SESSION_SECRET": _SECRET,
+        "SCRIPTED_MODELS_FILE": str(scripts),
+        # Answers that still run when a window is over are of no use to anybody.
+        "SHUTDOWN_GRACE_SECONDS": "0",
+    }
+    return ServerProcess("product", "server", environment, place)
+
+
+def raw(place: Place) -> ServerProcess:
+    """The server written by hand: see `bench.raw_server`."""
+    environment = {"DATABASE_URL": place.database_url, "SESSION_SECRET": _SECRET}
+    return ServerProcess("RAW", "bench.raw_server", environment, place)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,143 @@
+"""A reader of one token stream over WebSocket (RFC 6455), as lean as Python allows: it counts frames and tokens.
+
+Payloads are not decoded. A token is a word that occurs nowhere else in an event, so counting the word in the received
+bytes counts tokens, whether an event carries one of them or a merged delta carries many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from base64 import b64encode
+from typing import cast
+
+from bench.servers import HOST
+
+TOKEN = b" word"
+_KEY = b64encode(bytes(16)).decode()
+_TEXT_FRAME = 0x81
+_PING, _PONG = 0x89, 0x8A
+
+
+class StreamReader(asyncio.Protocol):
+    """One socket with one stream.
+
+    Args:
+        path: where the socket is opened, with its query.
+        headers: further lines of the handshake, each with its end.
+        opening: texts to send: the first after the handshake, each other one after the next text that comes in.
+        rate: tokens a second that the server's producer makes; lags are measured against that beat.
+
+    Attributes:
+        running: set once the first token is here.
+        events: text frames with tokens, since the start.
+        tokens: tokens in them.
+        best: the time at which token 0 would have come, had all come as promptly as the promptest did. The producers'
+            due times lie on the beat, so what a token comes later than that is its lag.
+        arrivals: while `recording`, of each event: when its oldest token came, less that token's place in the beat.
+        problems: what came and was not expected, shortened.
+        closed: whether the server hung up.
+    """
+
+    def __init__(self, path: str, headers: str, opening: list[str], rate: float) -> None:
+        self.running = asyncio.Event()
+        self.events = 0
+        self.tokens = 0
+        self.best = float("inf")
+        self.recording = False
+        self.arrivals = array("d")
+        self.problems: list[str] = []
+        self.closed = False
+        self._handshake = (
+            f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {_KEY}\r\n{headers}\r\n"
+        ).encode()
+        self._opening = opening
+        self._beat = 1 / rate
+        self._upgraded = False
+        self._rest = b""
+        self._transport: asyncio.Transport | None = None
+
+    async def open(self, port: int) -> None:
+        """Connect and begin the handshake."""
+        await asyncio.get_running_loop().create_connection(lambda: self, HOST, port)
+
+    def close(self) -> None:
+        """Hang up without a close frame."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._handshake)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by the loop."""
+        self.closed = True
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        if not self._upgraded:
+            head = data.find(b"\r\n\r\n")
+            if head < 0:
+                self._rest = data
+                return
+            if not data.startswith(b"HTTP/1.1 101 "):
+                self._complain(data)
+                return
+            self._upgraded = True
+            self._say_next()
+            data = data[head + 4 :]
+        now = time.perf_counter()
+        position, size = 0, len(data)
+        while size - position >= 2:
+            # A server's frames are not masked.
+            length, start = data[position + 1], position + 2
+            if length == 126:
+                length, start = int.from_bytes(data[position + 2 : position + 4]), position + 4
+            elif length == 127:
+                length, start = int.from_bytes(data[position + 2 : position + 10]), position + 10
+            end = start + length
+            if end > size:
+                break
+            self._take(data[position], data, start, end, now)
+            position = end
+        if position < size:
+            self._rest = data[position:]
+
+    def _take(self, kind: int, data: bytes, start: int, end: int, now: float) -> None:
+        tokens = data.count(TOKEN, start, end)
+        if kind == _TEXT_FRAME and tokens:
+            self.events += 1
+            if self.recording:
+                self.arrivals.append(now - (self.tokens + 1) * self._beat)
+            self.tokens += tokens
+            self.best = min(self.best, now - self.tokens * self._beat)
+            if self.events == 1:
+                self.running.set()
+        elif kind == _PING:
+            self._send(_PONG, data[start:end])
+        elif kind == _TEXT_FRAME and self._opening:
+            self._say_next()
+        else:
+            self._complain(data[start:end])
+
+    def _say_next(self) -> None:
+        if self._opening:
+            self._send(_TEXT_FRAME, self._opening.pop(0).encode())
+
+    def _send(self, kind: int, payload: bytes) -> None:
+        # A client must mask; the key 0 leaves the payload as it is, and on 127.0.0.1 there is no proxy to protect.
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2)
+        if self._transport is not None:
+            self._transport.write(bytes([kind]) + length + bytes(4) + payload)
+
+    def _complain(self, data: bytes) -> None:
+        if len(self.problems) < 3:
+            self.problems.append(data[:300].decode(errors="replace"))
