@@ -9,6 +9,7 @@ from graphql import GraphQLError
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
+from graph.event_executor import EventExecutor
 from graph.limits import document_limits
 from graph.scalars import SCALARS
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
@@ -88,5 +89,6 @@ def build_schema(*, introspection: bool = True) -> Schema:
         subscription=Subscription,
         types=[_error_code_enum()],
         extensions=[document_limits(introspection=introspection)],
+        execution_context_class=EventExecutor,
         config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=not introspection),
     )
