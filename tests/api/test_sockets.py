@@ -13,8 +13,9 @@ import pytest
 
 import server.graphql_socket
 from server.runtime import Server
-from tests.client import PROTOCOL, READ, Client, connect
+from tests.client import PROTOCOL, READ, Client, connect, transport_of
 from tests.conftest import make_database, test_settings
+from tests.scripts import SCRIPTS, TextDelta
 
 
 async def closed_with(ws: aiohttp.ClientWebSocketResponse) -> int | None:
@@ -299,3 +300,31 @@ async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any
     finally:
         await server.drain()
         await server.close()
+
+
+async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_resume(
+    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.graphql_socket, "HEARTBEAT_SECONDS", 0.3)
+    own = Server(test_settings(await make_database(postgres_url), tmp_path), providers=SCRIPTS.models())
+    await own.start()
+    try:
+        async with connect(own.address) as client:
+            await client.sign_in()
+            question = "A closed window"
+            turn = await client.send(question, model="driven")
+            ws = await socket(client)
+            await initialised(client, ws)
+            await say(ws, subscribe(READ, id=turn["assistantMessage"]["id"]))
+            transport_of(ws).pause_reading()
+            for _ in range(500):
+                SCRIPTS.driven.queue(question).put_nowait(TextDelta("x" * 1_000))
+            async with asyncio.timeout(20):
+                while len(own.application.sockets):
+                    await asyncio.sleep(0.01)
+            SCRIPTS.driven.queue(question).put_nowait(None)
+            assert (await client.finish(turn["assistantMessage"]["id"]))["text"] == "x" * 500_000
+            transport_of(ws).abort()
+    finally:
+        await own.drain()
+        await own.close()
