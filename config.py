@@ -6,6 +6,7 @@ table printed by `python -m server settings`, and a test compares the two.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -70,13 +71,18 @@ def _names(value: str) -> tuple[str, ...]:
 
 
 def _path(value: str) -> Path:
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("a path; there is no home folder of this name") from None
 
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         try:
             parts = urlsplit(value)
+            # Read for its check: what stands behind the colon must be a port (a password is to be percent-encoded).
+            _ = parts.port
         except ValueError:
             parts = urlsplit("")
         if parts.scheme not in schemes or (parts.scheme != "memory" and not parts.netloc and not parts.query):
@@ -86,13 +92,21 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+# What browsers send (fetch.spec.whatwg.org, section 3.2): no path, no user, no default port, a host in ASCII.
+_ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
 def _origins(value: str) -> tuple[str, ...]:
-    origins = _names(value)
-    for origin in origins:
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or parts.fragment:
-            raise ValueError("exact origins such as https://chat.example.com, separated by commas, without a path")
-    return tuple(origin.lower() for origin in origins)
+    return tuple(_origin(name) for name in _names(value))
+
+
+def _origin(text: str) -> str:
+    match = _ORIGIN.fullmatch(text.lower())
+    if match is None:
+        raise ValueError("exact origins such as https://chat.example.com, separated by commas, without a path")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" if port in (None, _DEFAULT_PORTS[scheme]) else f"{scheme}://{host}:{port}"
 
 
 def _secret(value: str) -> str:

@@ -7,8 +7,11 @@ be lost for one bad character.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
+
+import orjson
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -25,6 +28,22 @@ def clean(text: str) -> str:
     if text.isascii() and "\x00" not in text:
         return text
     return _UNSTORABLE.sub(REPLACEMENT, text)
+
+
+def storable_json(value: Any) -> Any:
+    """A JSON value that can be stored: cleaned, or its text where it is nested too deeply or has too large a number.
+
+    JSON is read down to 1,024 levels and written down to 254 (orjson), with integers of up to 64 bits.
+    """
+    try:
+        cleaned = clean_json(value)
+        orjson.dumps(cleaned)
+    except (TypeError, RecursionError):
+        try:
+            return clean(json.dumps(value, ensure_ascii=False))
+        except (TypeError, ValueError, RecursionError):
+            return None
+    return cleaned
 
 
 def clean_json(value: Any) -> Any:

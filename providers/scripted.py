@@ -134,7 +134,7 @@ class ScriptedProvider:
                         yield event
                 case Pause(None):
                     await asyncio.Event().wait()
-                case Pause(float(seconds)):
+                case Pause(float() | int() as seconds):
                     await asyncio.sleep(seconds)
                     due = loop.time()
                 case Fail(code, retry_after):
@@ -218,15 +218,17 @@ def _parse_step(name: str, index: int, step: Any) -> Step:
             return Say(text)
         case {"reasoning": str(text), **rest} if not rest:
             return Say(text, reasoning=True)
-        case {"echo": int(size), **rest} if not rest and size > 0:
+        case {"echo": int(size), **rest} if not rest and _is_count(size) and size > 0:
             return Echo(size)
-        case {"pause": int(seconds) | float(seconds), **rest} if not rest and seconds >= 0:
+        case {"pause": int(seconds) | float(seconds), **rest} if (
+            not rest and not isinstance(seconds, bool) and seconds >= 0
+        ):
             return Pause(float(seconds))
         case {"pause": "forever", **rest} if not rest:
             return Pause(None)
         case {"tool": str(tool), "arguments": arguments, **rest} if not rest:
             return ToolCall(f"call_{index}", tool, arguments)
-        case {"usage": dict(usage), **rest} if not rest:
+        case {"usage": dict(usage), **rest} if not rest and all(map(_is_count, usage.values())):
             try:
                 return TokenUsage(**usage)
             except TypeError as error:
@@ -235,10 +237,17 @@ def _parse_step(name: str, index: int, step: Any) -> Step:
                 ) from error
         case {"fail": str(code), **rest} if code in FailureCode.__members__ and not rest:
             return Fail(FailureCode(code))
-        case {"fail": str(code), "retryAfter": int(seconds), **rest} if code in FailureCode.__members__ and not rest:
+        case {"fail": str(code), "retryAfter": int(seconds), **rest} if (
+            code in FailureCode.__members__ and not rest and _is_count(seconds)
+        ):
             return Fail(FailureCode(code), seconds)
         case "hang up":
             return HangUp()
         case "crash":
             return Crash()
     raise ScriptError(f"model {name!r}, step {index}: not a step that docs/scripted-models.md lists")
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it can be stored as a number of something: a whole number from 0 to 2^31 - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31

@@ -14,11 +14,14 @@ class _Formatter(logging.Formatter):
     """`time level logger message key=value …`; control characters are escaped, so no input forges a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
         extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-        first, _, rest = text.partition("\n")
-        line = " ".join([_escaped(first), *(f"{key}={_escaped(str(value))}" for key, value in extras.items())])
-        return f"{line}\n{rest}" if rest and record.exc_info else line + (_escaped("\n" + rest) if rest else "")
+        head = f"{self.formatTime(record)} {record.levelname} {record.name} {record.getMessage()}"
+        line = " ".join([_escaped(head), *(f"{key}={_escaped(str(value))}" for key, value in extras.items())])
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            # Every line of a trace is marked: the text of an exception cannot pass for a line of the log.
+            line += "".join(f"\n  | {_escaped(part)}" for part in trace.split("\n"))
+        return line
 
 
 def _escaped(text: str) -> str:
@@ -32,7 +35,7 @@ def _is_refused_request(record: logging.LogRecord) -> bool:
 def configure_logging(level: str) -> None:
     """Log to standard error from this level on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_Formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # A refused header is logged by aiohttp with its first characters, and those may be a token's.
     logging.getLogger("aiohttp.server").addFilter(lambda record: not _is_refused_request(record))

@@ -19,7 +19,7 @@ from uuid import UUID
 from models.database import Database, DatabaseUnavailableError
 from models.parts import ToolPart
 from models.records import MessageFailure, MessageRecord, MessageStatus, MessageTokens
-from models.text import clean, clean_json
+from models.text import clean, storable_json
 from providers.base import (
     Finish,
     FinishReason,
@@ -102,11 +102,7 @@ class Generation:
             await asyncio.wait({self._reading}, timeout=wake)
         outcome = await self._settle()
         parts = self.buffer.parts()
-        if self._usage is None:
-            tokens = estimate(self._prompt, parts)
-        else:
-            usage = self._usage
-            tokens = MessageTokens(usage.prompt, usage.completion, usage.reasoning, usage.cached, estimated=False)
+        tokens = estimate(self._prompt, parts) if self._usage is None else reported_tokens(self._usage)
         return AnswerEnd(outcome.status, parts, outcome.failure, tokens, self._called_provider)
 
     def end_early(self, status: MessageStatus, failure: MessageFailure | None) -> None:
@@ -135,7 +131,8 @@ class Generation:
                 finish = await self._follow(events)
         except ProviderFailure as failure:
             return _Outcome(
-                MessageStatus.FAILED, MessageFailure(failure.code.value, failure.message, failure.retry_after)
+                MessageStatus.FAILED,
+                MessageFailure(failure.code.value, clean(failure.message), _bounded_or_none(failure.retry_after)),
             )
         except _OutputLimitError:
             return _Outcome(MessageStatus.INTERRUPTED, _TOO_LONG)
@@ -160,7 +157,7 @@ class Generation:
             elif kind is ReasoningDelta:
                 buffer.append_text("REASONING", clean(event.text))
             elif kind is ToolCall:
-                buffer.append_part(ToolPart(clean(event.call_id), clean(event.name), clean_json(event.arguments)))
+                buffer.append_part(ToolPart(clean(event.call_id), clean(event.name), storable_json(event.arguments)))
             elif kind is TokenUsage:
                 self._usage = event
             else:
@@ -169,6 +166,25 @@ class Generation:
             if buffer.length > limit:
                 raise _OutputLimitError
         return None
+
+
+def reported_tokens(usage: TokenUsage) -> MessageTokens:
+    """What a provider reported, as it can be stored: a count is from 0 to 2^31 - 1, whatever it says."""
+    return MessageTokens(
+        prompt=_bounded(usage.prompt),
+        completion=_bounded(usage.completion),
+        reasoning=_bounded(usage.reasoning),
+        cached=_bounded(usage.cached),
+        estimated=False,
+    )
+
+
+def _bounded(count: int) -> int:
+    return max(0, min(count, 2**31 - 1))
+
+
+def _bounded_or_none(count: int | None) -> int | None:
+    return None if count is None else _bounded(count)
 
 
 class _OutputLimitError(Exception):

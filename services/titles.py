@@ -9,9 +9,11 @@ from uuid import UUID
 
 from models.database import Database
 from models.ids import new_id
+from models.records import MessageTokens
 from models.text import clean
 from providers.base import Finish, GenerationRequest, PromptMessage, TextDelta, TokenUsage
 from providers.registry import ModelRegistry
+from services.generation import reported_tokens
 from services.viewer import Viewer
 from streams.tokens import estimate_tokens
 
@@ -41,6 +43,8 @@ def title_from_text(text: str) -> str:
     if len(words) <= MAX_TITLE_CHARS:
         return words
     cut = words[: MAX_TITLE_CHARS - 1]
+    if words[MAX_TITLE_CHARS - 1] == " ":
+        return cut.rstrip() + "…"
     return (cut.rsplit(" ", 1)[0] if " " in cut[MAX_TITLE_CHARS // 2 :] else cut) + "…"
 
 
@@ -87,16 +91,19 @@ class Titles:
                                 usage = event
                             case Finish():
                                 break
+                said = clean(said)
                 if usage is None:
-                    usage = TokenUsage(estimate_tokens(prompt), estimate_tokens(said))
-                title = title_from_text(clean(said).strip().strip("\"'“”"))
+                    tokens = MessageTokens(estimate_tokens(prompt), estimate_tokens(said), 0, 0, estimated=True)
+                else:
+                    tokens = reported_tokens(usage)
+                title = title_from_text(said).strip("\"'“”„«» ")
                 async with self._database.acquire() as connection:
                     if title:
                         await connection.execute(_SET, thread_id, title)
                     await connection.execute(
                         _USED,
                         *(new_id(), viewer.id, message_id, model.id),
-                        *(usage.prompt, usage.completion, usage.reasoning, usage.cached, False),
+                        *(tokens.prompt, tokens.completion, tokens.reasoning, tokens.cached, tokens.estimated),
                     )
         except Exception as error:
             log.warning("a title could not be made: %s", type(error).__name__)

@@ -20,6 +20,8 @@ from broadcaster._backends.base import BroadcastBackend
 
 log = logging.getLogger(__name__)
 
+_WAITING_MESSAGES = 10_000
+
 Handler = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -64,6 +66,21 @@ class MemoryBackend(BroadcastBackend):
         return self._pending.popleft()
 
 
+class _BoundedBroadcast(Broadcast):
+    """`broadcaster` with a bound on what waits for a slow handler; beyond it the oldest is dropped, as by a network."""
+
+    _listener_task: asyncio.Task[None]
+
+    async def _listener(self) -> None:
+        while True:
+            event = await self._backend.next_published()
+            for queue in list(self._subscribers.get(event.channel, ())):
+                if queue.qsize() >= _WAITING_MESSAGES:
+                    queue.get_nowait()
+                    log.warning("a handler of channel %s is too slow; its oldest message was dropped", event.channel)
+                queue.put_nowait(event)
+
+
 class Channel(Protocol):
     """What the rest of the server needs of it."""
 
@@ -80,7 +97,7 @@ class BroadcastChannel:
     """A `Channel` over one `Broadcast`. Owned and closed by the composition root."""
 
     def __init__(self, backend: BroadcastBackend) -> None:
-        self._broadcast = Broadcast(backend=backend)
+        self._broadcast = _BoundedBroadcast(backend=backend)
         self._listeners: list[asyncio.Task[None]] = []
 
     async def connect(self) -> None:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # A row that is being deleted by the end of its answer is skipped, not waited for: a tick must not wait for one stream.
 _RENEW = """
 WITH mine AS (
-    SELECT message_id FROM streams WHERE message_id = ANY($1::uuid[]) AND holder = $2 FOR UPDATE SKIP LOCKED
+    SELECT message_id FROM streams WHERE message_id = ANY($1::uuid[]) AND holder = $2 FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE streams SET lease_expires_at = now() + make_interval(secs => $3) FROM mine
 WHERE streams.message_id = mine.message_id
@@ -34,7 +34,9 @@ WITH growth AS (
 )
 INSERT INTO stream_checkpoints (stream_id, from_offset, parts)
 SELECT message_id, from_offset, parts FROM growth JOIN mine USING (message_id)
-ON CONFLICT (stream_id, from_offset) DO NOTHING
+-- The same stretch again, perhaps longer: a tick whose commit was not heard of.
+ON CONFLICT (stream_id, from_offset) DO UPDATE SET parts = excluded.parts
+RETURNING stream_id
 """
 
 
@@ -115,13 +117,20 @@ class LeaseKeeper:
         for message_id, buffer in self._buffers.items():
             saved = self._saved[message_id]
             if buffer.length > saved:
-                parts_json = parts_to_json(parts_of(buffer.since(saved)))
+                try:
+                    parts_json = parts_to_json(parts_of(buffer.since(saved)))
+                except TypeError:
+                    # One answer that cannot be written must not keep all others from being saved.
+                    log.exception("an answer cannot be saved", extra={"message_id": str(message_id)})
+                    continue
                 grown.append((message_id, saved, buffer.length, parts_json))
         if not grown:
             return
         ids, offsets, _, parts = zip(*grown, strict=True)
         async with self._database.acquire() as connection:
-            await connection.execute(_CHECKPOINT, ids, offsets, parts, self.holder)
+            rows = await connection.fetch(_CHECKPOINT, ids, offsets, parts, self.holder)
+        written = {row["stream_id"] for row in rows}
         for message_id, _, length, _ in grown:
-            if message_id in self._saved:
+            # Rows that were locked were left out; they are saved by the next tick, from where they are.
+            if message_id in written and message_id in self._saved:
                 self._saved[message_id] = length

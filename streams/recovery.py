@@ -83,7 +83,14 @@ class Reaper:
                 )
             for row in rows:
                 hold = StreamHold(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"])
-                record = await self._finish(hold)
+                try:
+                    record = await self._finish(hold)
+                except DatabaseUnavailableError:
+                    raise
+                except Exception:
+                    # One answer that cannot be ended must not keep all others live; its lease brings it back.
+                    log.exception("an answer could not be ended", extra={"message_id": str(hold.message_id)})
+                    continue
                 if record is not None:
                     ended.append(record)
             if len(rows) < _BATCH:

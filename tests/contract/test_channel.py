@@ -1,0 +1,325 @@
+"""What every backend of the channel must do: deliver in order to everyone who listens, and never fall silent.
+
+A new backend joins by one line in `BACKENDS`: a function that makes one with a bound on what waits for delivery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from broadcaster import Broadcast
+from broadcaster._backends.base import BroadcastBackend
+
+from streams.channel import BroadcastChannel, MemoryBackend
+
+BACKENDS: dict[str, Callable[[int], BroadcastBackend]] = {
+    "memory": MemoryBackend,
+}
+DEADLINE_SECONDS = 30.0
+MakeBackend = Callable[[int], BroadcastBackend]
+
+
+@pytest.fixture(params=BACKENDS.values(), ids=list(BACKENDS))
+def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
+    """Makes backends of one kind."""
+    make: MakeBackend = request.param
+    return make
+
+
+@pytest.fixture
+async def channel(make_backend: MakeBackend) -> AsyncIterator[BroadcastChannel]:
+    """A channel that routes."""
+    channel = BroadcastChannel(make_backend(100_000))
+    await channel.connect()
+    yield channel
+    await channel.close()
+
+
+@pytest.fixture
+async def broadcast(make_backend: MakeBackend) -> AsyncIterator[Broadcast]:
+    """The router below a channel, whose subscribers can leave."""
+    async with Broadcast(backend=make_backend(100_000)) as broadcast:
+        yield broadcast
+
+
+def new_name() -> str:
+    """The name of a channel that nobody else uses."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+class Inbox:
+    """A handler that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._arrived = asyncio.Condition()
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        async with self._arrived:
+            self.messages.append(message)
+            self._arrived.notify_all()
+
+    async def holds(self, count: int) -> list[dict[str, Any]]:
+        """The messages, once there are so many."""
+        async with asyncio.timeout(DEADLINE_SECONDS), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.messages) >= count)
+        return self.messages
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"n": n} for n in range(count)]
+
+
+async def test_messages_arrive_in_order_at_every_listener_of_the_name(channel: BroadcastChannel) -> None:
+    name, other_name = new_name(), new_name()
+    listeners, other = [Inbox() for _ in range(5)], Inbox()
+    for inbox in listeners:
+        await channel.listen(name, inbox)
+    await channel.listen(other_name, other)
+    for message in numbered(500):
+        await channel.publish(name, message)
+    await channel.publish(other_name, {"last": True})
+    for inbox in listeners:
+        assert await inbox.holds(500) == numbered(500)
+    assert await other.holds(1) == [{"last": True}], "nothing of another name"
+
+
+async def test_a_message_arrives_as_it_was_sent(channel: BroadcastChannel) -> None:
+    message: dict[str, Any] = {"text": "Grüße 👩‍👩‍👧 \x00 \u2028", "list": [1, None, True, 1.5, {"deep": []}], "": ""}
+    name, inbox = new_name(), Inbox()
+    await channel.listen(name, inbox)
+    await channel.publish(name, message)
+    assert await inbox.holds(1) == [message]
+
+
+async def test_publishers_at_once_lose_nothing_and_keep_their_own_order(channel: BroadcastChannel) -> None:
+    name, inbox = new_name(), Inbox()
+    await channel.listen(name, inbox)
+
+    async def publish(who: int) -> None:
+        for n in range(50):
+            await channel.publish(name, {"who": who, "n": n})
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(publish(who) for who in range(10)))
+    messages = await inbox.holds(500)
+    for who in range(10):
+        assert [message["n"] for message in messages if message["who"] == who] == list(range(50))
+
+
+async def test_two_first_listeners_at_once_both_get_everything(channel: BroadcastChannel) -> None:
+    for _ in range(100):
+        name, one, two = new_name(), Inbox(), Inbox()
+        await asyncio.gather(channel.listen(name, one), channel.listen(name, two))
+        for message in numbered(3):
+            await channel.publish(name, message)
+        assert await one.holds(3) == numbered(3)
+        assert await two.holds(3) == numbered(3)
+
+
+async def test_a_listener_is_served_from_the_moment_that_listen_returns(channel: BroadcastChannel) -> None:
+    for _ in range(100):
+        name, inbox = new_name(), Inbox()
+        await channel.listen(name, inbox)
+        await channel.publish(name, {"n": 0})
+        assert await inbox.holds(1) == [{"n": 0}]
+
+
+async def next_message(subscriber: Any) -> object:
+    """The next message of a subscriber of the router."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return (await subscriber.get()).message
+
+
+async def test_who_comes_after_the_last_has_left_is_served(broadcast: Broadcast) -> None:
+    name = new_name()
+    for n in range(100):
+        async with broadcast.subscribe(name) as subscriber:
+            await broadcast.publish(name, str(n))
+            assert await next_message(subscriber) == str(n)
+
+
+@pytest.mark.parametrize("leaves_first", [True, False])
+async def test_who_comes_while_the_last_leaves_is_served(broadcast: Broadcast, leaves_first: bool) -> None:
+    name = new_name()
+    for n in range(100):
+        leaving, gone, here = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def last(leaving: asyncio.Event, here: asyncio.Event) -> None:
+            async with broadcast.subscribe(name):
+                here.set()
+                await leaving.wait()
+
+        async def first(gone: asyncio.Event, n: int) -> object:
+            async with broadcast.subscribe(name) as subscriber:
+                await gone.wait()
+                await broadcast.publish(name, str(n))
+                return await next_message(subscriber)
+
+        old = asyncio.create_task(last(leaving, here))
+        await here.wait()
+        if leaves_first:
+            leaving.set()
+        new = asyncio.create_task(first(gone, n))
+        leaving.set()
+        await old
+        gone.set()
+        assert await new == str(n)
+
+
+async def test_a_listener_that_leaves_takes_nothing_from_one_that_stays(broadcast: Broadcast) -> None:
+    name = new_name()
+    async with broadcast.subscribe(name) as stays:
+        for n in range(100):
+            async with broadcast.subscribe(name) as leaves:
+                await broadcast.publish(name, str(n))
+                assert await next_message(leaves) == str(n)
+            assert await next_message(stays) == str(n)
+
+
+async def test_a_handler_that_raises_does_not_end_the_listening(
+    channel: BroadcastChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, healthy, calls = new_name(), Inbox(), Inbox()
+
+    async def broken(message: dict[str, Any]) -> None:
+        await calls(message)
+        if message["n"] < 3:
+            raise RuntimeError("the handler has a defect")
+
+    await channel.listen(name, broken)
+    await channel.listen(name, healthy)
+    for message in numbered(5):
+        await channel.publish(name, message)
+    assert await calls.holds(5) == numbered(5)
+    assert await healthy.holds(5) == numbered(5)
+    logged = [record for record in caplog.records if record.name == "streams.channel"]
+    assert len(logged) == 3
+    assert all(name in record.getMessage() and record.exc_info for record in logged)
+
+
+async def test_a_message_that_is_no_json_does_not_end_the_listening(
+    channel: BroadcastChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, inbox = new_name(), Inbox()
+    await channel.listen(name, inbox)
+    await channel._broadcast.publish(name, "{")
+    await channel.publish(name, {"n": 1})
+    assert await inbox.holds(1) == [{"n": 1}]
+    assert "a handler of channel" in caplog.text
+
+
+async def test_messages_are_handled_one_after_another(channel: BroadcastChannel) -> None:
+    name, inbox, running, most = new_name(), Inbox(), 0, 0
+
+    async def slow(message: dict[str, Any]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        await inbox(message)
+
+    await channel.listen(name, slow)
+    for message in numbered(20):
+        await channel.publish(name, message)
+    assert await inbox.holds(20) == numbered(20)
+    assert most == 1
+
+
+async def test_a_slow_listener_does_not_delay_another(channel: BroadcastChannel) -> None:
+    name, quick, released = new_name(), Inbox(), asyncio.Event()
+
+    async def stuck(message: dict[str, Any]) -> None:
+        await released.wait()
+
+    await channel.listen(name, stuck)
+    await channel.listen(name, quick)
+    for message in numbered(50):
+        await channel.publish(name, message)
+    assert await quick.holds(50) == numbered(50)
+
+
+async def test_what_is_published_to_nobody_is_dropped(channel: BroadcastChannel) -> None:
+    name, inbox = new_name(), Inbox()
+    for message in numbered(10):
+        await channel.publish(name, message)
+    await channel.listen(name, inbox)
+    await channel.publish(name, {"n": "first"})
+    await channel.publish(name, {"n": "second"})
+    assert await inbox.holds(2) == [{"n": "first"}, {"n": "second"}]
+
+
+async def test_beyond_its_bound_the_oldest_that_waits_is_dropped(make_backend: MakeBackend) -> None:
+    name, backend = new_name(), make_backend(3)
+    await backend.connect()
+    await backend.subscribe(name)
+    for n in range(10):
+        await backend.publish(name, str(n))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert [(await backend.next_published()).message for _ in range(3)] == ["7", "8", "9"]
+    await backend.publish(name, "after")
+    assert (await backend.next_published()).message == "after"
+    await backend.disconnect()
+
+
+async def test_what_nobody_listens_to_takes_no_place_in_the_queue(make_backend: MakeBackend) -> None:
+    name, backend = new_name(), make_backend(3)
+    await backend.connect()
+    await backend.publish(name, "too early")
+    await backend.subscribe(name)
+    await backend.publish(name, "heard")
+    for n in range(10):
+        await backend.publish(new_name(), str(n))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert (await backend.next_published()).message == "heard"
+    await backend.disconnect()
+
+
+async def test_closing_ends_every_task_also_of_handlers_that_hang(make_backend: MakeBackend) -> None:
+    before = asyncio.all_tasks()
+    channel, name, reached = BroadcastChannel(make_backend(100)), new_name(), Inbox()
+    await channel.connect()
+    cancelled = asyncio.Event()
+
+    async def hangs(message: dict[str, Any]) -> None:
+        await reached(message)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    await channel.listen(name, hangs)
+    for _ in range(20):
+        await channel.listen(new_name(), Inbox())
+    await channel.publish(name, {"n": 1})
+    await reached.holds(1)
+    ours = asyncio.all_tasks() - before
+    assert len(ours) >= 21
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await channel.close()
+        await asyncio.wait(ours)
+    assert cancelled.is_set()
+
+
+async def test_a_closed_channel_delivers_nothing_more(make_backend: MakeBackend) -> None:
+    backend, name, inbox = make_backend(100), new_name(), Inbox()
+    first = BroadcastChannel(backend)
+    await first.connect()
+    await first.listen(name, inbox)
+    await first.publish(name, {"n": 1})
+    await inbox.holds(1)
+    await first.close()
+    # The same backend, so that what the first would still be given goes through it.
+    second, later = BroadcastChannel(backend), Inbox()
+    await second.connect()
+    await second.listen(name, later)
+    await second.publish(name, {"n": 2})
+    assert await later.holds(1) == [{"n": 2}]
+    await second.close()
+    assert inbox.messages == [{"n": 1}]

@@ -1,0 +1,267 @@
+"""Every setting: named, reasoned, parsed, refused with what was expected, and silent about secrets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import Settings, SettingsError, load
+
+FIELDS = {item.metadata["env"]: item for item in fields(Settings)}
+SECRET = "hunter2-" * 4
+
+# Of each variable a value that differs from the default, and what it means.
+USABLE: dict[str, tuple[str, object]] = {
+    "HOST": ("0.0.0.0", "0.0.0.0"),
+    "PORT": ("65535", 65_535),
+    "DATA_DIR": ("/var/lib/threadgraph", Path("/var/lib/threadgraph")),
+    "LOG_LEVEL": ("debug", "DEBUG"),
+    "DATABASE_URL": ("postgres://me@db.example/chat", "postgres://me@db.example/chat"),
+    "DATABASE_POOL_SIZE": ("2", 2),
+    "DATABASE_TIMEOUT_SECONDS": ("0.1", 0.1),
+    "BROADCAST_URL": ("memory://here", "memory://here"),
+    "ANONYMOUS_SESSIONS": ("off", False),
+    "SESSION_SECRET": (SECRET, SECRET),
+    "SESSION_TTL_SECONDS": ("60", 60),
+    "ALLOWED_ORIGINS": ("https://a.example", ("https://a.example",)),
+    "INTROSPECTION": ("No", False),
+    "GRAPHIQL": ("0", False),
+    "MAX_REQUEST_BYTES": ("1024", 1_024),
+    "MAX_MESSAGE_BYTES": ("1", 1),
+    "MAX_SOCKETS": ("7", 7),
+    "MAX_SUBSCRIPTIONS_PER_SOCKET": ("7", 7),
+    "SHUTDOWN_GRACE_SECONDS": ("0", 0.0),
+    "CHECKPOINT_SECONDS": ("1", 1.0),
+    "LEASE_SECONDS": ("12", 12.0),
+    "MAX_OUTPUT_CHARS": ("1000", 1_000),
+    "MAX_HISTORY_CHARS": ("1000", 1_000),
+    "DEFAULT_MODEL": ("gpt-5", "gpt-5"),
+    "TITLE_MODEL": ("gpt-5-mini", "gpt-5-mini"),
+    "OPENAI_API_KEY": ("sk-1", "sk-1"),
+    "OPENAI_BASE_URL": ("http://127.0.0.1:1234/v1", "http://127.0.0.1:1234/v1"),
+    "OPENAI_MODELS": (" one, two ,, ", ("one", "two")),
+    "PROVIDER_IDLE_SECONDS": ("3600", 3_600.0),
+    "PROVIDER_TOTAL_SECONDS": ("1", 1.0),
+    "SCRIPTED_MODELS": ("false", False),
+    "SCRIPTED_MODELS_FILE": ("/etc/scripts.json", Path("/etc/scripts.json")),
+}
+
+ORIGINS = "exact origins such as https://chat.example.com, separated by commas, without a path"
+POSTGRES = "a URL that begins with postgres:// or postgresql://"
+HTTP = "a URL that begins with http:// or https://"
+# Values that cannot be used, with what is expected instead.
+UNUSABLE = [
+    ("PORT", "http", "a whole number from 0 to 65535"),
+    ("PORT", "-1", "a whole number from 0 to 65535"),
+    ("PORT", "65536", "a whole number from 0 to 65535"),
+    ("PORT", "80.0", "a whole number from 0 to 65535"),
+    ("LOG_LEVEL", "LOUD", "one of DEBUG, INFO, WARNING, ERROR"),
+    ("DATABASE_URL", "mysql://localhost/chat", POSTGRES),
+    ("DATABASE_URL", "localhost:5432", POSTGRES),
+    ("DATABASE_URL", "postgresql://", POSTGRES),
+    ("DATABASE_POOL_SIZE", "1", "a whole number from 2 to 500"),
+    ("DATABASE_TIMEOUT_SECONDS", "0", "a number of seconds from 0.1 to 600"),
+    ("BROADCAST_URL", "redis://localhost", "a URL that begins with memory://"),
+    ("ANONYMOUS_SESSIONS", "perhaps", "true or false"),
+    ("SESSION_SECRET", "x" * 31, "at least 32 bytes"),
+    ("SESSION_TTL_SECONDS", "0", "a whole number from 1 to 31536000"),
+    ("ALLOWED_ORIGINS", "*", ORIGINS),
+    ("INTROSPECTION", "2", "true or false"),
+    ("GRAPHIQL", "yes please", "true or false"),
+    ("MAX_REQUEST_BYTES", "1023", "a whole number from 1024 to 67108864"),
+    ("MAX_MESSAGE_BYTES", "0", "a whole number from 1 to 16777216"),
+    ("MAX_SOCKETS", "0", "a whole number from 1 to 1000000"),
+    ("MAX_SUBSCRIPTIONS_PER_SOCKET", "10001", "a whole number from 1 to 10000"),
+    ("SHUTDOWN_GRACE_SECONDS", "inf", "a number of seconds from 0 to 600"),
+    ("CHECKPOINT_SECONDS", "1.01", "a number of seconds from 0.05 to 1"),
+    ("LEASE_SECONDS", "nan", "a number of seconds from 1 to 12"),
+    ("MAX_OUTPUT_CHARS", "999", "a whole number from 1000 to 64000000"),
+    ("MAX_HISTORY_CHARS", "all", "a whole number from 1000 to 64000000"),
+    ("OPENAI_BASE_URL", "api.openai.com/v1", HTTP),
+    ("OPENAI_BASE_URL", "https://[", HTTP),
+    ("PROVIDER_IDLE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
+    ("PROVIDER_TOTAL_SECONDS", "a day", "a number of seconds from 1 to 86400"),
+    ("SCRIPTED_MODELS", "maybe", "true or false"),
+]
+# These take any text.
+FREE = {"HOST", "DATA_DIR", "DEFAULT_MODEL", "TITLE_MODEL", "OPENAI_API_KEY", "OPENAI_MODELS", "SCRIPTED_MODELS_FILE"}
+
+
+@pytest.mark.parametrize("item", fields(Settings), ids=lambda item: item.name)
+def test_a_setting_is_its_name_in_capitals_with_a_reason(item: Any) -> None:
+    assert item.metadata["env"] == item.name.upper()
+    assert re.fullmatch(r"[A-Z].{20,}[.)]", item.metadata["why"]), "a sentence that says what it is for"
+
+
+@pytest.mark.parametrize("env", FIELDS)
+def test_a_value_of_the_environment_becomes_a_setting_and_changes_no_other(env: str) -> None:
+    raw, expected = USABLE[env]
+    changed = load({env: raw, "UNRELATED": "x"})
+    name = FIELDS[env].name
+    assert getattr(changed, name) == expected
+    assert type(getattr(changed, name)) is type(expected)
+    others = [item.name for item in fields(Settings) if item.name != name]
+    assert [getattr(changed, other) for other in others] == [getattr(Settings(), other) for other in others]
+    assert expected != getattr(Settings(), name), "the example must not be the default"
+
+
+@pytest.mark.parametrize("env", [env for env, item in FIELDS.items() if item.default not in (None, ())])
+def test_a_default_is_a_value_that_could_be_given(env: str) -> None:
+    default = FIELDS[env].default
+    raw = ",".join(default) if isinstance(default, tuple) else str(default)
+    assert FIELDS[env].metadata["parse"](raw) == default
+
+
+def test_without_an_environment_everything_has_its_default() -> None:
+    assert load({}) == Settings()
+    assert Settings().host == "127.0.0.1", "nobody is served who was not meant"
+    assert Settings().database_url is None
+    assert Settings().allowed_origins == ()
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    assert load(dict.fromkeys(FIELDS, "")) == Settings()
+
+
+def test_every_setting_has_a_case_that_is_refused_unless_it_takes_any_text() -> None:
+    assert {env for env, _, expected in UNUSABLE} | FREE == set(FIELDS)
+
+
+@pytest.mark.parametrize(("env", "raw", "expected"), UNUSABLE)
+def test_a_value_that_cannot_be_used_is_named_with_what_was_expected(env: str, raw: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({env: raw})
+    shown = "the value given" if FIELDS[env].metadata["secret"] else repr(raw)
+    assert str(refused.value) == f"{env}: {shown} is not usable; expected {expected}"
+
+
+def test_all_problems_are_told_at_once_one_a_line() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({env: raw for env, raw, _ in UNUSABLE})
+    named = [line.split(":")[0] for line in str(refused.value).splitlines()]
+    assert named == [env for env in FIELDS if env not in FREE]
+
+
+def test_a_long_or_strange_value_is_shown_short_and_on_one_line() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({"PORT": "1\n2\x1b[31m" + "x" * 10_000})
+    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(refused.value)) < 250
+    assert "\x1b" not in str(refused.value)
+
+
+def test_secrets_are_not_shown_by_the_settings() -> None:
+    given = {
+        "DATABASE_URL": f"postgresql://me:{SECRET}@db.example/chat",
+        "SESSION_SECRET": SECRET,
+        "OPENAI_API_KEY": SECRET,
+    }
+    settings = load(given)
+    assert settings.database_url == given["DATABASE_URL"]
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+    assert {env for env, item in FIELDS.items() if item.metadata["secret"]} == set(given)
+
+
+def test_secrets_are_not_shown_by_a_refusal() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({"DATABASE_URL": f"mysql://me:{SECRET}@db.example/chat", "SESSION_SECRET": "hunter2"})
+    assert "hunter2" not in str(refused.value)
+    assert [line.split(":")[0] for line in str(refused.value).splitlines()] == ["DATABASE_URL", "SESSION_SECRET"]
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("https://api.example/v1/", "https://api.example/v1"),
+        ("https://api.example/v1///", "https://api.example/v1"),
+        ("https://api.example/", "https://api.example"),
+        ("https://api.example/v1", "https://api.example/v1"),
+    ],
+)
+def test_a_base_url_has_no_trailing_slash(raw: str, expected: str) -> None:
+    assert load({"OPENAI_BASE_URL": raw}).openai_base_url == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("https://a.example", ("https://a.example",)),
+        ("https://a.example, http://localhost:3000 ,", ("https://a.example", "http://localhost:3000")),
+        ("HTTPS://Chat.Example", ("https://chat.example",)),
+        ("http://[::1]:3000", ("http://[::1]:3000",)),
+    ],
+)
+def test_allowed_origins_are_spelt_as_browsers_spell_them(raw: str, expected: tuple[str, ...]) -> None:
+    assert load({"ALLOWED_ORIGINS": raw}).allowed_origins == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "*",
+        "null",
+        "a.example",
+        "//a.example",
+        "https://",
+        "https://a.example/",
+        "https://a.example/chat",
+        "https://a.example?x=1",
+        "https://a.example#x",
+        "ws://a.example",
+        "https://a.example https://b.example/",
+        "https://a.example,b.example",
+    ],
+)
+def test_what_is_no_exact_origin_is_refused(raw: str) -> None:
+    with pytest.raises(SettingsError, match=f"ALLOWED_ORIGINS: .* expected {re.escape(ORIGINS)}"):
+        load({"ALLOWED_ORIGINS": raw})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "https://*.example.com",
+        "https://me@a.example",
+        "https://a.example:abc",
+        "https://a.example:",
+        "https://a.example?",
+        "https://a.example#",
+        "https://a b.example",
+        "https://[",
+    ],
+)
+def test_an_entry_that_no_browser_can_match_is_refused_too(raw: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(ORIGINS)):
+        load({"ALLOWED_ORIGINS": raw})
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"), [("https://a.example:443", "https://a.example"), ("http://a.example:80", "http://a.example")]
+)
+def test_a_default_port_of_an_origin_is_left_out_as_browsers_do(raw: str, expected: str) -> None:
+    assert load({"ALLOWED_ORIGINS": raw}).allowed_origins == (expected,)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "postgresql://me:hunter2/x@db.example/chat",
+        "postgresql://me:hunter2#x@db.example/chat",
+        "postgresql://me@db.example:port/chat",
+    ],
+)
+def test_a_database_url_that_cannot_be_taken_apart_is_refused(raw: str) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL") as refused:
+        load({"DATABASE_URL": raw})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_home_folder_of_nobody_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match="DATA_DIR"):
+        load({"DATA_DIR": "~no-such-user/data"})
