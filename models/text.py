@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# Levels that a stored list of parts, and the deepest response, put around a value.
+_WRAPPING_LEVELS = 40
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,7 +39,10 @@ def storable_json(value: Any) -> Any:
     """
     try:
         cleaned = clean_json(value)
-        orjson.dumps(cleaned)
+        probe = cleaned
+        for _ in range(_WRAPPING_LEVELS):
+            probe = [probe]
+        orjson.dumps(probe)
     except (TypeError, RecursionError):
         try:
             return clean(json.dumps(value, ensure_ascii=False))

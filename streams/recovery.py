@@ -76,10 +76,11 @@ class Reaper:
             The messages that were ended.
         """
         ended: list[MessageRecord] = []
+        failed: list[UUID] = []
         while True:
             async with self._database.acquire() as connection:
                 rows = await connection.fetch(
-                    _TAKE_OVER, self._living(), self._lease_seconds, all_others, _BATCH, self._taker
+                    _TAKE_OVER, [*self._living(), *failed], self._lease_seconds, all_others, _BATCH, self._taker
                 )
             for row in rows:
                 hold = StreamHold(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"])
@@ -90,6 +91,7 @@ class Reaper:
                 except Exception:
                     # One answer that cannot be ended must not keep all others live; its lease brings it back.
                     log.exception("an answer could not be ended", extra={"message_id": str(hold.message_id)})
+                    failed.append(hold.message_id)
                     continue
                 if record is not None:
                     ended.append(record)

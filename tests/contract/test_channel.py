@@ -14,7 +14,7 @@ import pytest
 from broadcaster import Broadcast
 from broadcaster._backends.base import BroadcastBackend
 
-from streams.channel import BroadcastChannel, MemoryBackend
+from streams.channel import _WAITING_MESSAGES, BroadcastChannel, MemoryBackend
 
 BACKENDS: dict[str, Callable[[int], BroadcastBackend]] = {
     "memory": MemoryBackend,
@@ -279,6 +279,29 @@ async def test_what_nobody_listens_to_takes_no_place_in_the_queue(make_backend: 
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert (await backend.next_published()).message == "heard"
     await backend.disconnect()
+
+
+async def test_a_handler_that_is_stuck_keeps_only_the_newest_messages(
+    channel: BroadcastChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, stuck, quick, released = new_name(), Inbox(), Inbox(), asyncio.Event()
+
+    async def handle(message: dict[str, Any]) -> None:
+        await stuck(message)
+        await released.wait()
+
+    await channel.listen(name, handle)
+    await channel.publish(name, {"n": "in hand"})
+    await stuck.holds(1)
+    await channel.listen(name, quick)
+    for start in range(0, _WAITING_MESSAGES + 50, 50):
+        for message in numbered(50):
+            await channel.publish(name, {"n": start + message["n"]})
+        await quick.holds(start + 50)
+    released.set()
+    held = await stuck.holds(1 + _WAITING_MESSAGES)
+    assert held == [{"n": "in hand"}, *numbered(_WAITING_MESSAGES + 50)[50:]]
+    assert name in caplog.text, "the operator is told"
 
 
 async def test_closing_ends_every_task_also_of_handlers_that_hang(make_backend: MakeBackend) -> None:

@@ -703,11 +703,13 @@ def nested(depth: int) -> Any:
     return value
 
 
-# A vendor can send both: orjson reads 1,024 levels and writes 254; json, asked after it, reads any number.
+# A vendor can send all of these: orjson reads 1,024 levels and writes 254; json, asked after it, reads any number.
 DEEP, BIG = nested(300), 2**64
+# Written alone it has 253 levels; in the list of parts it has two more.
+JUST_TOO_DEEP = nested(252)
 
 
-@pytest.mark.parametrize("arguments", [DEEP, BIG], ids=["deep", "big"])
+@pytest.mark.parametrize("arguments", [DEEP, BIG, JUST_TOO_DEEP], ids=["deep", "big", "just too deep"])
 async def test_an_answer_with_a_strange_tool_call_can_be_ended(database: Database, arguments: Any) -> None:
     answer = await leave(database)
     # As services/generation.py makes it of what an adapter read.
@@ -736,3 +738,14 @@ async def test_an_answer_that_cannot_be_read_keeps_no_other_from_being_ended(dat
     others = [await leave(database) for _ in range(5)]
     ended = await reaper(database).reap()
     assert {record.id for record in ended} >= {answer.id for answer in others}
+
+
+async def test_many_answers_that_cannot_be_read_do_not_keep_a_server_from_starting(database: Database) -> None:
+    async with database.acquire() as connection:
+        for answer in [await leave(database) for _ in range(100)]:
+            await connection.execute(
+                "INSERT INTO stream_checkpoints (stream_id, from_offset, parts) VALUES ($1, 0, $2)",
+                *(answer.id, '[{"type": "from a newer version"}]'),
+            )
+    async with asyncio.timeout(5):
+        assert await reaper(database).reap(all_others=True) == []

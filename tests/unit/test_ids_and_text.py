@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from graph.limits import MAX_DEPTH
 from models.ids import IdKind, MalformedIdError, new_id, outside_id, parse_any_id, parse_id
-from models.text import REPLACEMENT, clean, clean_json, is_storable
+from models.text import REPLACEMENT, clean, clean_json, is_storable, storable_json
 
 KEY = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 HEX = KEY.hex
@@ -235,3 +236,41 @@ def test_cleaning_changes_nothing_in_what_it_was_given() -> None:
     value = {"k": ["\x00", {"n": "\ud800"}]}
     clean_json(value)
     assert value == {"k": ["\x00", {"n": "\ud800"}]}
+
+
+@given(json_values)
+def test_a_json_value_that_can_be_stored_is_only_cleaned(value: Any) -> None:
+    assert storable_json(value) == clean_json(value)
+
+
+def nested(depth: int, inner: Any) -> Any:
+    """A JSON value in so many lists."""
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize("depth", [0, 100, 200, 240, 250, 253, 254, 300, 1_000, 20_000])
+def test_a_json_value_of_any_depth_can_be_stored_and_sent(depth: int) -> None:
+    kept = storable_json(nested(depth, {"key\x00": "value"}))
+    # The deepest place in a response: each selected field may be an object in a list.
+    orjson.dumps(nested(2 * MAX_DEPTH + 3, kept))
+
+
+@pytest.mark.parametrize("depth", [0, 200, 254, 300])
+def test_what_is_nested_too_deeply_is_kept_as_its_text(depth: int) -> None:
+    value = nested(depth, {"key": "value \ud800"})
+    kept = storable_json(value)
+    assert (json.loads(kept) if isinstance(kept, str) else kept) == clean_json(value)
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 2**64, -(2**63) - 1, 10**400])
+def test_an_integer_of_any_size_is_kept(number: int) -> None:
+    kept = storable_json({"n": number})
+    assert orjson.loads(orjson.dumps(kept)) == kept
+    assert (json.loads(kept) if isinstance(kept, str) else kept) == {"n": number}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_json_has_not_can_be_stored(number: float) -> None:
+    assert orjson.loads(orjson.dumps(storable_json([number]))) == [None]
