@@ -11,6 +11,9 @@ from strawberry.types.scalar import ScalarDefinition
 from models.ids import IdKind, MalformedIdError, parse_id
 from services.errors import BadUserInputError
 
+INPUT = strawberry.argument(description="What is asked for.")
+"""The one argument of a mutation."""
+
 Cursor = NewType("Cursor", str)
 JSON = NewType("JSON", object)
 

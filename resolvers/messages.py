@@ -9,7 +9,7 @@ from typing import Annotated
 import strawberry
 
 from graph.context import Info
-from graph.scalars import Cursor, key_of
+from graph.scalars import INPUT, Cursor, key_of
 from graph.types.message import Message
 from graph.types.stream import MessageStreamEvent, event_of
 from graph.types.thread import Thread
@@ -38,14 +38,14 @@ class MessageMutation:
         description="Stop an answer: the model is hung up on, what had come is kept, usage counts once. "
         "Stopping twice or too late is no error: the message is returned as it ended."
     )
-    async def stop_message(self, info: Info, input: StopMessageInput) -> StopMessagePayload:  # noqa: A002
+    async def stop_message(self, info: Info, input: Annotated[StopMessageInput, INPUT]) -> StopMessagePayload:  # noqa: A002
         viewer = info.context.viewer
         message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
         record = await info.context.services.message_stream.stop(viewer, message_id)
         return StopMessagePayload(message=Message.of(record))
 
     @strawberry.mutation(description="Lead the thread's active path through this message.")
-    async def select_message(self, info: Info, input: SelectMessageInput) -> SelectMessagePayload:  # noqa: A002
+    async def select_message(self, info: Info, input: Annotated[SelectMessageInput, INPUT]) -> SelectMessagePayload:  # noqa: A002
         viewer = info.context.viewer
         message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
         thread, message = await info.context.services.messages.select(viewer, message_id)

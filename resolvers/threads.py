@@ -7,7 +7,7 @@ from typing import Annotated
 import strawberry
 
 from graph.context import Info
-from graph.scalars import key_of
+from graph.scalars import INPUT, key_of
 from graph.types.thread import (
     After,
     Before,
@@ -52,14 +52,14 @@ class ThreadMutation:
     """Mutations."""
 
     @strawberry.mutation(description="Give a thread a title of the user's own.")
-    async def rename_thread(self, info: Info, input: RenameThreadInput) -> RenameThreadPayload:  # noqa: A002
+    async def rename_thread(self, info: Info, input: Annotated[RenameThreadInput, INPUT]) -> RenameThreadPayload:  # noqa: A002
         viewer = info.context.viewer
         thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
         record = await info.context.services.threads.rename(viewer, thread_id, input.title)
         return RenameThreadPayload(thread=Thread.of(record))
 
     @strawberry.mutation(description="Keep a thread at the top of the list, or let it go.")
-    async def pin_thread(self, info: Info, input: PinThreadInput) -> PinThreadPayload:  # noqa: A002
+    async def pin_thread(self, info: Info, input: Annotated[PinThreadInput, INPUT]) -> PinThreadPayload:  # noqa: A002
         viewer = info.context.viewer
         thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
         record = await info.context.services.threads.pin(viewer, thread_id, pinned=input.pinned)
@@ -69,7 +69,7 @@ class ThreadMutation:
         description="Delete a thread with its messages. An answer being written in it is stopped first; usage stays "
         "counted."
     )
-    async def delete_thread(self, info: Info, input: DeleteThreadInput) -> DeleteThreadPayload:  # noqa: A002
+    async def delete_thread(self, info: Info, input: Annotated[DeleteThreadInput, INPUT]) -> DeleteThreadPayload:  # noqa: A002
         viewer = info.context.viewer
         thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
         await info.context.services.threads.delete(viewer, thread_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import strawberry
 
 from graph.context import Info
-from graph.scalars import key_of
+from graph.scalars import INPUT, key_of
 from graph.types.turn import EditMessageInput, ReasoningEffort, RetryMessageInput, SendMessageInput, TurnPayload
 from models.ids import IdKind
 from providers import base
@@ -25,7 +27,7 @@ class TurnMutation:
     @strawberry.mutation(
         description="Ask a question, in a thread or in a new one. THREAD_BUSY while an answer is written in the thread."
     )
-    async def send_message(self, info: Info, input: SendMessageInput) -> TurnPayload:  # noqa: A002
+    async def send_message(self, info: Info, input: Annotated[SendMessageInput, INPUT]) -> TurnPayload:  # noqa: A002
         viewer = info.context.viewer
         thread_id = None if input.thread_id is None else key_of(IdKind.THREAD, input.thread_id, field="threadId")
         turn = await info.context.services.turns.send(viewer, _request(input), thread_id=thread_id, text=input.text)
@@ -34,14 +36,14 @@ class TurnMutation:
     @strawberry.mutation(
         description="Ask a user's message in other words: a sibling of it, with an answer of its own, becomes active."
     )
-    async def edit_message(self, info: Info, input: EditMessageInput) -> TurnPayload:  # noqa: A002
+    async def edit_message(self, info: Info, input: Annotated[EditMessageInput, INPUT]) -> TurnPayload:  # noqa: A002
         viewer = info.context.viewer
         message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
         turn = await info.context.services.turns.edit(viewer, _request(input), message_id=message_id, text=input.text)
         return TurnPayload.of(turn)
 
     @strawberry.mutation(description="Have an answer written again: another answer beside it becomes active.")
-    async def retry_message(self, info: Info, input: RetryMessageInput) -> TurnPayload:  # noqa: A002
+    async def retry_message(self, info: Info, input: Annotated[RetryMessageInput, INPUT]) -> TurnPayload:  # noqa: A002
         viewer = info.context.viewer
         message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
         turn = await info.context.services.turns.retry(viewer, _request(input), message_id=message_id)

@@ -41,16 +41,7 @@ OURS: list[GraphQLNamedType] = [
 ]
 
 # The one argument of a mutation says nothing that its type does not.
-PLAIN = {
-    "Mutation.sendMessage(input:)",
-    "Mutation.editMessage(input:)",
-    "Mutation.retryMessage(input:)",
-    "Mutation.stopMessage(input:)",
-    "Mutation.selectMessage(input:)",
-    "Mutation.renameThread(input:)",
-    "Mutation.pinThread(input:)",
-    "Mutation.deleteThread(input:)",
-}
+PLAIN: set[str] = set()
 
 
 def descriptions(kind: GraphQLNamedType) -> Iterator[tuple[str, str | None]]:
