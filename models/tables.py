@@ -24,14 +24,50 @@ class User(Model):
     issuer = fields.TextField(null=True)
     subject = fields.TextField(null=True)
     created_at = fields.DatetimeField(db_default=Now())
+    # From then on the account is being deleted, in batches: nothing of it is shown or written any more.
+    deleted_at = fields.DatetimeField(null=True)
+    # The last change of the viewer's feed that is not kept any more.
+    changes_purged_to = fields.BigIntField(db_default=0)
 
     class Meta:
         table = "users"
         constraints = (UniqueConstraint(fields=("issuer", "subject"), name="users_identity"),)
 
 
+class Project(Model):
+    """A folder of threads, with what turns in it are told and asked of.
+
+    `thread_count` counts the threads in it that are neither archived nor temporary; the trigger `threads_count` keeps
+    it in the transaction of every change, whoever makes it.
+    """
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    name = fields.TextField()
+    description = fields.TextField(null=True)
+    color = fields.TextField(null=True)
+    icon = fields.TextField(null=True)
+    prompt = fields.TextField(null=True)
+    default_model = fields.TextField(null=True)
+    archived = fields.BooleanField(db_default=False)
+    thread_count = fields.IntField(db_default=0)
+    created_at = fields.DatetimeField(db_default=Now())
+    updated_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "projects"
+        # Serves the order of the list (newest first) and its keyset.
+        indexes = (Index(fields=("owner_id", "id"), name="projects_by_age"),)
+
+
 class Thread(Model):
-    """A conversation. `updated_at` is its last activity: a send, an end of an answer; not a rename or a pin."""
+    """A conversation. `updated_at` is its last activity: a send, an end of an answer; not a rename or a pin.
+
+    A temporary thread is in no list, no search and no count, and is deleted at `expires_at`; others may have an
+    `expires_at` too.
+    """
 
     id = fields.UUIDField(primary_key=True)
     owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
@@ -40,13 +76,26 @@ class Thread(Model):
     title = fields.TextField()
     title_source = fields.CharField(max_length=5)
     pinned = fields.BooleanField(db_default=False)
+    archived = fields.BooleanField(db_default=False)
+    temporary = fields.BooleanField(db_default=False)
+    project: fields.ForeignKeyNullableRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Project", related_name=False, on_delete=fields.SET_NULL, null=True, db_index=False
+    )
+    expires_at = fields.DatetimeField(null=True)
     created_at = fields.DatetimeField(db_default=Now())
     updated_at = fields.DatetimeField(db_default=Now())
 
     class Meta:
         table = "threads"
-        # Serves the order of the list (pinned, then last activity) and its keyset, forwards and backwards.
-        indexes = (Index(fields=("owner_id", "pinned", "updated_at", "id"), name="threads_by_activity"),)
+        # Each serves the order of a list (pinned, then last activity) and its keyset, forwards and backwards. In the
+        # migrations, because it is partial: threads_expiring (expires_at).
+        indexes = (
+            Index(fields=("owner_id", "archived", "temporary", "pinned", "updated_at", "id"), name="threads_listed"),
+            Index(
+                fields=("project_id", "archived", "temporary", "pinned", "updated_at", "id"),
+                name="threads_of_project",
+            ),
+        )
         constraints = (CheckConstraint(check="title_source in ('TEXT', 'MODEL', 'USER')", name="threads_title_source"),)
 
 
@@ -89,7 +138,10 @@ class Message(Model):
 
     class Meta:
         table = "messages"
-        indexes = (Index(fields=("thread_id", "parent_id"), name="messages_siblings"),)
+        indexes = (
+            Index(fields=("thread_id", "parent_id"), name="messages_siblings"),
+            Index(fields=("owner_id",), name="messages_of_owner"),
+        )
         constraints = (
             UniqueConstraint(fields=("thread_id", "depth"), name="messages_active_path", condition="active"),
             UniqueConstraint(fields=("thread_id",), name="messages_one_live", condition="status = 'STREAMING'"),
@@ -114,6 +166,9 @@ class Stream(Model):
     )
     holder = fields.UUIDField()
     epoch = fields.IntField(db_default=1)
+    # What the turn may consume at most, held against its owner's budget until it ends.
+    reserved_tokens = fields.BigIntField(db_default=0)
+    reserved_cost_micros = fields.BigIntField(db_default=0)
     lease_expires_at = fields.DatetimeField(db_index=True)
     created_at = fields.DatetimeField(db_default=Now())
 
@@ -161,13 +216,18 @@ class Turn(Model):
 
 
 class UsageEvent(Model):
-    """What one finished generation consumed. Append-only; it outlives its message, because it was billed."""
+    """What one finished generation consumed. Append-only; it outlives its message, because it was billed.
+
+    `thread_id` is null for a temporary thread's: nothing but the totals remembers it. Prices are a snapshot, in
+    millionths of the currency for a million tokens; `cost_micros` is null where they were not known.
+    """
 
     id = fields.UUIDField(primary_key=True)
     owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
         "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
     )
     message_id = fields.UUIDField()
+    thread_id = fields.UUIDField(null=True)
     kind = fields.CharField(max_length=6)
     model = fields.TextField()
     status = fields.CharField(max_length=11)
@@ -176,12 +236,144 @@ class UsageEvent(Model):
     reasoning_tokens = fields.IntField()
     cached_tokens = fields.IntField()
     estimated = fields.BooleanField()
+    prompt_price = fields.BigIntField(null=True)
+    cached_price = fields.BigIntField(null=True)
+    completion_price = fields.BigIntField(null=True)
+    cost_micros = fields.BigIntField(null=True)
     created_at = fields.DatetimeField(db_default=Now())
 
     class Meta:
         table = "usage_events"
-        indexes = (Index(fields=("owner_id", "created_at"), name="usage_events_by_time"),)
+        indexes = (
+            Index(fields=("owner_id", "created_at"), name="usage_events_by_time"),
+            Index(fields=("thread_id",), name="usage_events_of_thread"),
+        )
         constraints = (
             UniqueConstraint(fields=("message_id", "kind"), name="usage_events_once"),
             CheckConstraint(check="kind in ('ANSWER', 'TITLE')", name="usage_events_kind"),
         )
+
+
+class UsageQuarter(Model):
+    """Usage events of one user and model, summed up by quarters of an hour (UTC): every zone's hours begin at one.
+
+    The trigger `usage_events_roll_up` keeps it in the transaction of the event.
+    """
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    began_at = fields.DatetimeField()
+    model = fields.TextField()
+    requests = fields.BigIntField()
+    prompt_tokens = fields.BigIntField()
+    completion_tokens = fields.BigIntField()
+    reasoning_tokens = fields.BigIntField()
+    cached_tokens = fields.BigIntField()
+    priced_requests = fields.BigIntField()
+    cost_micros = fields.BigIntField()
+
+    class Meta:
+        table = "usage_quarters"
+        constraints = (UniqueConstraint(fields=("owner_id", "began_at", "model"), name="usage_quarters_once"),)
+
+
+class Share(Model):
+    """A thread's active path as it was when it was shared, for whoever has the token."""
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    thread: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Thread", related_name=False, on_delete=fields.CASCADE, db_index=True
+    )
+    token = fields.TextField()
+    title = fields.TextField()
+    includes_attachments = fields.BooleanField()
+    expires_at = fields.DatetimeField(null=True)
+    created_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "shares"
+        indexes = (Index(fields=("owner_id", "id"), name="shares_by_age"),)
+        constraints = (UniqueConstraint(fields=("token",), name="shares_token"),)
+
+
+class ShareMessage(Model):
+    """A message of a share: a copy, with nothing in it that leads back to the thread."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    share: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Share", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    position = fields.IntField()
+    role = fields.CharField(max_length=9)
+    status = fields.CharField(max_length=11)
+    parts: fields.JSONField[list[dict[str, object]]] = fields.JSONField()
+    model = fields.TextField(null=True)
+    created_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "share_messages"
+        constraints = (
+            UniqueConstraint(fields=("share_id", "position"), name="share_messages_once"),
+            CheckConstraint(check="role in ('USER', 'ASSISTANT', 'SYSTEM')", name="share_messages_role"),
+        )
+
+
+class Setting(Model):
+    """What a user chose; one row a user, made by the first choice."""
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    default_model = fields.TextField(null=True)
+    created_at = fields.DatetimeField(db_default=Now())
+    updated_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "settings"
+        constraints = (UniqueConstraint(fields=("owner_id",), name="settings_once"),)
+
+
+class Change(Model):
+    """One entry of a viewer's feed: which object changed how. What it is like now is read when the entry is.
+
+    Written by triggers (`record_change`) at the commit of the change, under a lock by owner that is held until the
+    commit is visible: an owner's ids are in the order of the commits, and none appears behind one that was read.
+    """
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    kind = fields.CharField(max_length=16)
+    object_id = fields.UUIDField(null=True)
+    created_at = fields.DatetimeField(db_default=Now(), db_index=True)
+
+    class Meta:
+        table = "changes"
+        indexes = (Index(fields=("owner_id", "id"), name="changes_in_order"),)
+        constraints = (
+            CheckConstraint(
+                check="kind in ('THREAD', 'THREAD_DELETED', 'MESSAGE_ADDED', 'MESSAGE_ENDED', 'MESSAGE_SELECTED', "
+                "'PROJECT', 'PROJECT_DELETED', 'SHARE', 'SHARE_REVOKED', 'SETTINGS', 'USAGE', 'RESET')",
+                name="changes_kind",
+            ),
+        )
+
+
+class Backfill(Model):
+    """How far a backfill has come: `position` is its own, null at the start; done when `finished_at` is set."""
+
+    name = fields.CharField(max_length=60, primary_key=True)
+    position = fields.TextField(null=True)
+    rows_done = fields.BigIntField(db_default=0)
+    started_at = fields.DatetimeField(db_default=Now())
+    finished_at = fields.DatetimeField(null=True)
+
+    class Meta:
+        table = "backfills"
