@@ -59,16 +59,72 @@ class ThreadRecord:
     owner_id: UUID
     title: str
     pinned: bool
+    archived: bool
+    temporary: bool
+    project_id: UUID | None
+    expires_at: datetime | None
     created_at: datetime
     updated_at: datetime
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ThreadRecord:
         """From a row selected with `THREAD_COLUMNS`."""
-        return cls(row["id"], row["owner_id"], row["title"], row["pinned"], row["created_at"], row["updated_at"])
+        return cls(
+            row["id"],
+            row["owner_id"],
+            row["title"],
+            row["pinned"],
+            row["archived"],
+            row["temporary"],
+            row["project_id"],
+            row["expires_at"],
+            row["created_at"],
+            row["updated_at"],
+        )
 
 
-THREAD_COLUMNS = "id, owner_id, title, pinned, created_at, updated_at"
+THREAD_COLUMNS = "id, owner_id, title, pinned, archived, temporary, project_id, expires_at, created_at, updated_at"
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRecord:
+    """A row of `projects`."""
+
+    id: UUID
+    owner_id: UUID
+    name: str
+    description: str | None
+    color: str | None
+    icon: str | None
+    prompt: str | None
+    default_model: str | None
+    archived: bool
+    thread_count: int
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> ProjectRecord:
+        """From a row selected with `PROJECT_COLUMNS`."""
+        return cls(
+            row["id"],
+            row["owner_id"],
+            row["name"],
+            row["description"],
+            row["color"],
+            row["icon"],
+            row["prompt"],
+            row["default_model"],
+            row["archived"],
+            row["thread_count"],
+            row["created_at"],
+            row["updated_at"],
+        )
+
+
+PROJECT_COLUMNS = (
+    "id, owner_id, name, description, color, icon, prompt, default_model, archived, thread_count, created_at, updated_at"
+)
 
 
 @dataclass(frozen=True)
