@@ -35,17 +35,25 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
     def parse(value: str) -> float:
         try:
             number = float(value)
         except ValueError:
             number = low - 1
         if not low <= number <= high:
-            raise ValueError(f"a number of seconds from {low:g} to {high:g}")
+            raise ValueError(f"a number of {unit} from {low:g} to {high:g}")
         return number
 
     return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    return _number(low, high, "seconds")
+
+
+def _days(low: float, high: float) -> Callable[[str], float]:
+    return _number(low, high, "days")
 
 
 def _boolean(value: str) -> bool:
@@ -220,6 +228,31 @@ class Settings:
         _integer(1_000, 64_000_000),
         400_000,
         "Most text of a thread that is sent to a model; the oldest messages are left out first.",
+    )
+
+    temporary_thread_seconds: float = _setting(
+        "TEMPORARY_THREAD_SECONDS",
+        _seconds(1, 31_536_000),
+        86_400.0,
+        "How long after its last turn a temporary thread is deleted (a day).",
+    )
+    thread_retention_days: float | None = _setting(
+        "THREAD_RETENTION_DAYS",
+        _days(0.001, 36_500),
+        None,
+        "Days after its last activity after which any thread is deleted. Unset: never.",
+    )
+    changes_retention_days: float = _setting(
+        "CHANGES_RETENTION_DAYS",
+        _days(0.001, 365),
+        7.0,
+        "How long the viewer's feed is kept: a client that was away for longer is told to fetch anew.",
+    )
+    idempotency_retention_days: float = _setting(
+        "IDEMPOTENCY_RETENTION_DAYS",
+        _days(0.01, 36_500),
+        30.0,
+        "How long the key of a turn is remembered: sent again after that, it is a new turn.",
     )
 
     default_model: str | None = _setting(

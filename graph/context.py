@@ -13,6 +13,8 @@ from providers.registry import ModelRegistry
 from services.errors import UnauthenticatedError
 from services.message_stream import MessageStream
 from services.messages import Messages
+from services.projects import Projects
+from services.settings import UserSettings
 from services.threads import Threads
 from services.turns import Turns
 from services.viewer import Sessions, Viewer
@@ -28,6 +30,8 @@ class Services:
     turns: Turns
     message_stream: MessageStream
     models: ModelRegistry
+    projects: Projects
+    settings: UserSettings
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Context:
     @cached_property
     def loaders(self) -> Loaders:
         """The loaders of this operation."""
-        return Loaders(self.viewer, self.services.threads, self.services.messages)
+        return Loaders(self.viewer, self.services.threads, self.services.messages, self.services.projects)
 
 
 Info: TypeAlias = StrawberryInfo[Context, Any]

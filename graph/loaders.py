@@ -11,9 +11,10 @@ from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from models.records import MessageRecord, ThreadRecord
+from models.records import MessageRecord, ProjectRecord, ThreadRecord
 from services.messages import Messages
-from services.paging import Page, PageRequest, PathPosition
+from services.paging import Page, PageRequest, PathPosition, ThreadPosition
+from services.projects import Projects
 from services.threads import Threads
 from services.viewer import Viewer
 
@@ -23,12 +24,15 @@ Key = TypeVar("Key", bound=Hashable)
 class Loaders:
     """The loaders of one operation of one viewer."""
 
-    def __init__(self, viewer: Viewer, threads: Threads, messages: Messages) -> None:
+    def __init__(self, viewer: Viewer, threads: Threads, messages: Messages, projects: Projects) -> None:
         self._viewer = viewer
         self._threads = threads
         self._messages = messages
+        self._projects = projects
+        self._thread_pages: dict[PageRequest[ThreadPosition], DataLoader[UUID, Page[ThreadRecord]]] = {}
         self._pages: dict[PageRequest[PathPosition], DataLoader[UUID, Page[MessageRecord]]] = {}
         self.thread: DataLoader[UUID, ThreadRecord | None] = DataLoader(self._load_threads, cache=False)
+        self.project: DataLoader[UUID, ProjectRecord | None] = DataLoader(self._load_projects, cache=False)
         self.message: DataLoader[UUID, MessageRecord | None] = DataLoader(self._load_messages, cache=False)
         self.live_message: DataLoader[UUID, MessageRecord | None] = DataLoader(self._load_live, cache=False)
         self.siblings: DataLoader[tuple[UUID, UUID | None], list[MessageRecord]] = DataLoader(
@@ -47,6 +51,25 @@ class Loaders:
 
             loader = self._pages[request] = DataLoader(load, cache=False)
         return loader
+
+    def threads_page(self, request: PageRequest[ThreadPosition]) -> DataLoader[UUID, Page[ThreadRecord]]:
+        """The loader of equal pages of many projects."""
+        loader = self._thread_pages.get(request)
+        if loader is None:
+
+            async def load(project_ids: list[UUID]) -> list[Page[ThreadRecord]]:
+                wanted = _unique(project_ids)
+                pages = await self._threads.pages_of_projects(self._viewer, wanted, request)
+                found = dict(zip(wanted, pages, strict=True))
+                return [found[project_id] for project_id in project_ids]
+
+            loader = self._thread_pages[request] = DataLoader(load, cache=False)
+        return loader
+
+    async def _load_projects(self, ids: list[UUID]) -> list[ProjectRecord | None]:
+        wanted = _unique(ids)
+        found = dict(zip(wanted, await self._projects.find_many(self._viewer, wanted), strict=True))
+        return [found[key] for key in ids]
 
     async def _load_threads(self, ids: list[UUID]) -> list[ThreadRecord | None]:
         wanted = _unique(ids)

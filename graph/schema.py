@@ -15,6 +15,8 @@ from graph.scalars import SCALARS
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
 from resolvers.models import ModelQuery
 from resolvers.nodes import NodeQuery
+from resolvers.projects import ProjectMutation, ProjectQuery
+from resolvers.settings import SettingsMutation, SettingsQuery
 from resolvers.threads import ThreadMutation, ThreadQuery
 from resolvers.turns import TurnMutation
 from resolvers.viewer import ViewerMutation, ViewerQuery
@@ -56,12 +58,12 @@ def _error_code_enum() -> EnumMeta:
 
 
 @strawberry.type(description="What can be asked. All but `__typename` and introspection needs a token.")
-class Query(NodeQuery, ViewerQuery, ThreadQuery, MessageQuery, ModelQuery):
+class Query(NodeQuery, ViewerQuery, ThreadQuery, MessageQuery, ProjectQuery, ModelQuery, SettingsQuery):
     """Root of queries."""
 
 
 @strawberry.type(description="What can be changed. All but `startAnonymousSession` needs a token.")
-class Mutation(ViewerMutation, TurnMutation, MessageMutation, ThreadMutation):
+class Mutation(ViewerMutation, TurnMutation, MessageMutation, ThreadMutation, ProjectMutation, SettingsMutation):
     """Root of mutations."""
 
 

@@ -21,6 +21,7 @@ class IdKind(StrEnum):
     USER = "user"
     THREAD = "thread"
     MESSAGE = "message"
+    PROJECT = "project"
 
 
 _KINDS = {kind.value: kind for kind in IdKind}

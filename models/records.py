@@ -123,7 +123,8 @@ class ProjectRecord:
 
 
 PROJECT_COLUMNS = (
-    "id, owner_id, name, description, color, icon, prompt, default_model, archived, thread_count, created_at, updated_at"
+    "id, owner_id, name, description, color, icon, prompt, default_model, archived, thread_count, created_at, "
+    "updated_at"
 )
 
 

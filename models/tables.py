@@ -87,14 +87,15 @@ class Thread(Model):
 
     class Meta:
         table = "threads"
-        # Each serves the order of a list (pinned, then last activity) and its keyset, forwards and backwards. In the
-        # migrations, because it is partial: threads_expiring (expires_at).
+        # The first two each serve the order of a list (pinned, then last activity) and its keyset, forwards and
+        # backwards; the third the sweep of retention. In the migrations, because it is partial: threads_expiring.
         indexes = (
             Index(fields=("owner_id", "archived", "temporary", "pinned", "updated_at", "id"), name="threads_listed"),
             Index(
                 fields=("project_id", "archived", "temporary", "pinned", "updated_at", "id"),
                 name="threads_of_project",
             ),
+            Index(fields=("updated_at",), name="threads_by_activity"),
         )
         constraints = (CheckConstraint(check="title_source in ('TEXT', 'MODEL', 'USER')", name="threads_title_source"),)
 

@@ -9,6 +9,7 @@ import strawberry
 from graph.context import Context, Info
 from graph.types.message import Message
 from graph.types.node import Node
+from graph.types.project import Project
 from graph.types.thread import Thread
 from models.ids import IdKind, MalformedIdError, parse_any_id
 from services.errors import BadUserInputError
@@ -55,4 +56,9 @@ async def _find(context: Context, ids: list[strawberry.ID], *, field: str) -> li
         for message in await context.services.messages.find_many(viewer, message_ids):
             if message is not None:
                 found[IdKind.MESSAGE, message.id] = Message.of(message)
+    project_ids = [key for kind, key in wanted if kind is IdKind.PROJECT]
+    if project_ids:
+        for project in await context.services.projects.find_many(viewer, project_ids):
+            if project is not None:
+                found[IdKind.PROJECT, project.id] = Project.of(project)
     return [found.get(place) for place in wanted]

@@ -8,24 +8,33 @@ import strawberry
 
 from graph.context import Info
 from graph.scalars import INPUT, key_of
+from graph.types.connection import After, Before, First, Last
 from graph.types.thread import (
-    After,
-    Before,
+    ArchiveThreadInput,
+    ArchiveThreadPayload,
     DeleteThreadInput,
     DeleteThreadPayload,
-    First,
-    Last,
+    MoveThreadInput,
+    MoveThreadPayload,
     PinThreadInput,
     PinThreadPayload,
     RenameThreadInput,
     RenameThreadPayload,
+    SetThreadExpiryInput,
+    SetThreadExpiryPayload,
     Thread,
     ThreadConnection,
+    ThreadFilter,
 )
 from models.ids import IdKind
+from services import threads
 from services.paging import ThreadPosition, page_request
 
 ThreadId = Annotated[strawberry.ID, strawberry.argument(description="Id of a thread.")]
+Filter = Annotated[
+    ThreadFilter | None,
+    strawberry.argument(description="Which to list; null: all that are neither archived nor temporary."),
+]
 
 
 @strawberry.type
@@ -34,11 +43,18 @@ class ThreadQuery:
 
     @strawberry.field(description="The viewer's threads: pinned first, then by last activity.")
     async def threads(
-        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
+        self,
+        info: Info,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+        filter: Filter = None,  # noqa: A002 - the argument's name in the API
     ) -> ThreadConnection:
         viewer = info.context.viewer
         request = page_request(ThreadPosition.parse, first, after, last, before)
-        return ThreadConnection.of(await info.context.services.threads.page(viewer, request))
+        wanted = threads.ALL_LISTED if filter is None else _wanted(filter)
+        return ThreadConnection.of(await info.context.services.threads.page(viewer, request, wanted))
 
     @strawberry.field(description="One thread; null where the viewer has none of this id.")
     async def thread(self, info: Info, id: ThreadId) -> Thread | None:  # noqa: A002 - the argument's name in the API
@@ -65,6 +81,32 @@ class ThreadMutation:
         record = await info.context.services.threads.pin(viewer, thread_id, pinned=input.pinned)
         return PinThreadPayload(thread=Thread.of(record))
 
+    @strawberry.mutation(description="Take a thread out of the list, or bring it back.")
+    async def archive_thread(self, info: Info, input: Annotated[ArchiveThreadInput, INPUT]) -> ArchiveThreadPayload:  # noqa: A002
+        viewer = info.context.viewer
+        thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
+        record = await info.context.services.threads.archive(viewer, thread_id, archived=input.archived)
+        return ArchiveThreadPayload(thread=Thread.of(record))
+
+    @strawberry.mutation(description="Move a thread into a project, or out of any.")
+    async def move_thread(self, info: Info, input: Annotated[MoveThreadInput, INPUT]) -> MoveThreadPayload:  # noqa: A002
+        viewer = info.context.viewer
+        thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
+        project_id = None if input.project_id is None else key_of(IdKind.PROJECT, input.project_id, field="projectId")
+        record = await info.context.services.threads.move(viewer, thread_id, project_id)
+        return MoveThreadPayload(thread=Thread.of(record))
+
+    @strawberry.mutation(description="Have a thread deleted at a time of the user's choice, or keep it.")
+    async def set_thread_expiry(
+        self,
+        info: Info,
+        input: Annotated[SetThreadExpiryInput, INPUT],  # noqa: A002
+    ) -> SetThreadExpiryPayload:
+        viewer = info.context.viewer
+        thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
+        record = await info.context.services.threads.set_expiry(viewer, thread_id, input.expires_at)
+        return SetThreadExpiryPayload(thread=Thread.of(record))
+
     @strawberry.mutation(
         description="Delete a thread with its messages. An answer being written in it is stopped first; usage stays "
         "counted."
@@ -74,3 +116,14 @@ class ThreadMutation:
         thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
         await info.context.services.threads.delete(viewer, thread_id)
         return DeleteThreadPayload(deleted_thread_id=input.thread_id)
+
+
+def _wanted(given: ThreadFilter) -> threads.ThreadFilter:
+    return threads.ThreadFilter(
+        archived=given.archived,
+        temporary=given.temporary,
+        pinned=given.pinned,
+        title=given.title,
+        project_id=None if given.project_id is None else key_of(IdKind.PROJECT, given.project_id, field="projectId"),
+        in_project=given.in_project,
+    )

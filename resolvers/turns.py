@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 import strawberry
 
@@ -11,7 +12,8 @@ from graph.scalars import INPUT, key_of
 from graph.types.turn import EditMessageInput, ReasoningEffort, RetryMessageInput, SendMessageInput, TurnPayload
 from models.ids import IdKind
 from providers import base
-from services.turns import TurnRequest
+from services.errors import BadUserInputError
+from services.turns import NewThread, TurnRequest
 
 _EFFORTS: dict[ReasoningEffort, base.ReasoningEffort] = {
     ReasoningEffort.LOW: "LOW",
@@ -29,8 +31,7 @@ class TurnMutation:
     )
     async def send_message(self, info: Info, input: Annotated[SendMessageInput, INPUT]) -> TurnPayload:  # noqa: A002
         viewer = info.context.viewer
-        thread_id = None if input.thread_id is None else key_of(IdKind.THREAD, input.thread_id, field="threadId")
-        turn = await info.context.services.turns.send(viewer, _request(input), thread_id=thread_id, text=input.text)
+        turn = await info.context.services.turns.send(viewer, _request(input), place=_place(input), text=input.text)
         return TurnPayload.of(turn)
 
     @strawberry.mutation(
@@ -48,6 +49,17 @@ class TurnMutation:
         message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
         turn = await info.context.services.turns.retry(viewer, _request(input), message_id=message_id)
         return TurnPayload.of(turn)
+
+
+def _place(given: SendMessageInput) -> UUID | NewThread:
+    if given.thread_id is None:
+        project_id = None if given.project_id is None else key_of(IdKind.PROJECT, given.project_id, field="projectId")
+        return NewThread(project_id=project_id, temporary=given.temporary)
+    if given.project_id is not None:
+        raise BadUserInputError("Only a new thread takes a project; moveThread moves others.", field="projectId")
+    if given.temporary:
+        raise BadUserInputError("Only a new thread can be made temporary.", field="temporary")
+    return key_of(IdKind.THREAD, given.thread_id, field="threadId")
 
 
 def _request(given: SendMessageInput | EditMessageInput | RetryMessageInput) -> TurnRequest:

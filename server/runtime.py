@@ -24,6 +24,8 @@ from server.pages import Health
 from services.generation import GenerationLimits, Generations
 from services.message_stream import MessageStream
 from services.messages import Messages
+from services.projects import Projects
+from services.settings import UserSettings
 from services.threads import Threads
 from services.titles import Titles
 from services.turns import Turns
@@ -220,6 +222,7 @@ class Server:
             titles,
             max_message_bytes=settings.max_message_bytes,
             max_history_chars=settings.max_history_chars,
+            temporary_seconds=settings.temporary_thread_seconds,
         )
         return Services(
             sessions=sessions,
@@ -230,6 +233,8 @@ class Server:
                 self.hub, messages, self.generations, patience_seconds=settings.lease_seconds + 2 * _REAP_SECONDS
             ),
             models=models,
+            projects=Projects(self.database, models, end_live=self.generations.end_live),
+            settings=UserSettings(self.database, models),
         )
 
     async def _serve(self, services: Services) -> None:

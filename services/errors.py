@@ -118,8 +118,8 @@ class ModelUnavailableError(CallerError):
 
     code = ErrorCode.MODEL_UNAVAILABLE
 
-    def __init__(self) -> None:
-        super().__init__("This model is not available; `models` lists those that are.", field="modelId")
+    def __init__(self, *, field: str = "modelId") -> None:
+        super().__init__("This model is not available; `models` lists those that are.", field=field)
 
 
 class CursorInvalidError(CallerError):

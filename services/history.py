@@ -20,17 +20,22 @@ WITH RECURSIVE branch AS (
 )
 SELECT role, parts FROM branch ORDER BY steps
 """
+_PROJECT_PROMPT = """
+SELECT p.prompt FROM messages m JOIN threads t ON t.id = m.thread_id JOIN projects p ON p.id = t.project_id
+WHERE m.id = $1
+"""
 _ROLES: dict[str, Role] = {"USER": "user", "ASSISTANT": "assistant", "SYSTEM": "system"}
 
 
 async def history(database: Database, message_id: UUID, *, max_chars: int) -> tuple[PromptMessage, ...]:
-    """The messages up to and with this one, as a model gets them.
+    """The messages up to and with this one, as a model gets them; before them what the thread's project tells it.
 
     Answers without text (failed before their first word) are left out. Beyond 500 messages or `max_chars` code points
     the oldest are left out, and what is left begins with a user's message; the last message is always there.
     """
     async with database.acquire() as connection:
         rows = await connection.fetch(_BRANCH, message_id, MAX_HISTORY_MESSAGES)
+        instruction = await connection.fetchval(_PROJECT_PROMPT, message_id)
     newest_first: list[PromptMessage] = []
     chars = 0
     for row in rows:
@@ -42,4 +47,6 @@ async def history(database: Database, message_id: UUID, *, max_chars: int) -> tu
             newest_first.append(PromptMessage(_ROLES[row["role"]], text))
     while len(newest_first) > 1 and newest_first[-1].role == "assistant":
         newest_first.pop()
+    if instruction:
+        newest_first.append(PromptMessage("system", instruction))
     return tuple(reversed(newest_first))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from models.text import is_storable
 from services.errors import BadUserInputError, PayloadTooLargeError
 
@@ -20,6 +22,36 @@ def checked_text(text: str, *, field: str, max_bytes: int) -> str:
     if not text.strip():
         raise BadUserInputError("The text is empty.", field=field)
     return text
+
+
+def checked_line(text: str, *, field: str, max_bytes: int) -> str:
+    """A text of one line, such as a title: as `checked_text`, with white space folded.
+
+    Raises:
+        BadUserInputError, PayloadTooLargeError: as `checked_text`.
+    """
+    return checked_text(" ".join(text.split()), field=field, max_bytes=max_bytes)
+
+
+_FARTHEST = timedelta(days=3_660)
+
+
+def checked_expiry(at: datetime, *, field: str = "expiresAt") -> datetime:
+    """A time at which something ends: in the future, at most ten years ahead.
+
+    Raises:
+        BadUserInputError: it is not.
+    """
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    if not timedelta(0) < at - datetime.now(UTC) <= _FARTHEST:
+        raise BadUserInputError("The time must lie in the future, at most ten years ahead.", field=field)
+    return at
+
+
+def escaped_like(text: str) -> str:
+    """A text for use inside a LIKE pattern, where it stands for itself."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def checked_key(key: str, *, field: str = "idempotencyKey") -> str:

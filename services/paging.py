@@ -118,6 +118,32 @@ class ThreadPosition:
 
 
 @dataclass(frozen=True, slots=True)
+class AgePosition:
+    """A place in a list of objects by their age: keys are UUIDv7, so the key is the age."""
+
+    id: UUID
+
+    _FORM = struct.Struct(">c16s")
+
+    def cursor(self) -> str:
+        """The cursor of this place."""
+        return _encode(self._FORM.pack(b"A", self.id.bytes))
+
+    @classmethod
+    def parse(cls, cursor: str) -> AgePosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, key = cls._FORM.unpack(_decode(cursor))
+        if kind != b"A":
+            raise ValueError(cursor)
+        return cls(UUID(bytes=key))
+
+
+# Keys that no row reaches.
+FIRST_ID = UUID(int=0)
+LAST_ID = UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class PathPosition:
     """A place on a thread's active path: how deep it is in the tree."""
 

@@ -1,16 +1,19 @@
-"""Threads of a viewer: listed, found, renamed, pinned, deleted."""
+"""Threads of a viewer: listed, found, renamed, pinned, archived, moved, deleted, and when they expire."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from models.database import Database
 from models.records import THREAD_COLUMNS, ThreadRecord
-from services.errors import NotFoundError
-from services.input import checked_text
+from services.errors import BadUserInputError, NotFoundError
+from services.input import checked_expiry, checked_line, checked_text, escaped_like
 from services.paging import Page, PageRequest, ThreadPosition
 from services.viewer import Viewer
 
@@ -18,20 +21,57 @@ MAX_TITLE_BYTES = 800
 _FIND = f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 
 
-def _list_query(order: str) -> str:
-    # Row comparisons and one direction for all keys: the index threads_by_activity serves filter and order both ways.
+_PROJECT = "SELECT id FROM projects WHERE id = $1 AND owner_id = $2"
+
+
+def _rows_query(scope: str, order: str) -> str:
+    # Row comparisons and one direction for all keys: an index serves filter and order both ways.
     return f"""
     SELECT {THREAD_COLUMNS} FROM threads
-    WHERE owner_id = $1 AND (pinned, updated_at, id) < ($2, $3, $4) AND (pinned, updated_at, id) > ($5, $6, $7)
-    ORDER BY pinned {order}, updated_at {order}, id {order} LIMIT $8
+    WHERE {scope} AND archived = $2 AND temporary = $3
+    AND (pinned, updated_at, id) < ($4, $5, $6) AND (pinned, updated_at, id) > ($7, $8, $9)
+    AND ($11::boolean IS NULL OR pinned = $11) AND ($12::text IS NULL OR title ILIKE $12)
+    ORDER BY pinned {order}, updated_at {order}, id {order} LIMIT $10
+    """  # noqa: S608
+
+
+def _list_query(order: str) -> str:
+    return _rows_query("owner_id = $1 AND ($13::boolean IS NULL OR (project_id IS NOT NULL) = $13)", order)
+
+
+def _project_query(order: str) -> str:
+    return f"""
+    SELECT t.* FROM unnest($13::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
+        {_rows_query("project_id = wanted.id AND owner_id = $1", order)}
+    ) t
     """  # noqa: S608
 
 
 _LIST = _list_query("DESC")
 _LIST_BACKWARDS = _list_query("ASC")
+_OF_PROJECTS = _project_query("DESC")
+_OF_PROJECTS_BACKWARDS = _project_query("ASC")
 # Ends of the list that no row reaches.
 _TOP = ThreadPosition(True, datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
 _BOTTOM = ThreadPosition(False, datetime(1, 1, 2, tzinfo=UTC), UUID(int=0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadFilter:
+    """Which threads to list: archived and temporary ones only where they are asked for, and then only they.
+
+    `title` is any part of the title, in any case; `in_project` false lists those outside any project.
+    """
+
+    archived: bool = False
+    temporary: bool = False
+    pinned: bool | None = None
+    title: str | None = None
+    project_id: UUID | None = None
+    in_project: bool | None = None
+
+
+ALL_LISTED = ThreadFilter()
 
 
 class Threads:
@@ -45,18 +85,44 @@ class Threads:
         self._database = database
         self._end_live = end_live
 
-    async def page(self, viewer: Viewer, request: PageRequest[ThreadPosition]) -> Page[ThreadRecord]:
-        """One page of the list."""
-        above, below = request.after or _TOP, request.before or _BOTTOM
+    async def page(
+        self, viewer: Viewer, request: PageRequest[ThreadPosition], wanted: ThreadFilter = ALL_LISTED
+    ) -> Page[ThreadRecord]:
+        """One page of the list.
+
+        Raises:
+            BadUserInputError: the title to look for cannot be one.
+            NotFoundError: no such project of the viewer's.
+        """
+        if wanted.project_id is not None:
+            async with self._database.acquire() as connection:
+                if await connection.fetchval(_PROJECT, wanted.project_id, viewer.id) is None:
+                    raise NotFoundError("project", field="projectId")
+            if wanted.in_project is False:
+                return Page.of(request, [])
+            return (await self.pages_of_projects(viewer, [wanted.project_id], request, wanted))[0]
+        arguments = _arguments(viewer, request, wanted)
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(
-                _LIST_BACKWARDS if request.backwards else _LIST,
-                viewer.id,
-                *(above.pinned, above.updated_at, above.id),
-                *(below.pinned, below.updated_at, below.id),
-                request.limit + 1,
-            )
+            query = _LIST_BACKWARDS if request.backwards else _LIST
+            rows = await connection.fetch(query, *arguments, wanted.in_project)
         return Page.of(request, [ThreadRecord.from_row(row) for row in rows])
+
+    async def pages_of_projects(
+        self,
+        viewer: Viewer,
+        project_ids: Sequence[UUID],
+        request: PageRequest[ThreadPosition],
+        wanted: ThreadFilter = ALL_LISTED,
+    ) -> list[Page[ThreadRecord]]:
+        """One page of each project's threads, in one query."""
+        arguments = _arguments(viewer, request, wanted)
+        async with self._database.acquire() as connection:
+            query = _OF_PROJECTS_BACKWARDS if request.backwards else _OF_PROJECTS
+            rows = await connection.fetch(query, *arguments, project_ids)
+        by_project: dict[UUID | None, list[ThreadRecord]] = {project_id: [] for project_id in project_ids}
+        for row in rows:
+            by_project[row["project_id"]].append(ThreadRecord.from_row(row))
+        return [Page.of(request, by_project[project_id]) for project_id in project_ids]
 
     async def find(self, viewer: Viewer, thread_id: UUID) -> ThreadRecord | None:
         """One thread, or None where there is none of the viewer's."""
@@ -76,7 +142,7 @@ class Threads:
             BadUserInputError: the title is blank, too long or cannot be stored.
             NotFoundError: no such thread of the viewer's.
         """
-        title = checked_text(" ".join(title.split()), field="title", max_bytes=MAX_TITLE_BYTES)
+        title = checked_line(title, field="title", max_bytes=MAX_TITLE_BYTES)
         return await self._change("title = $3, title_source = 'USER'", viewer, thread_id, title)
 
     async def pin(self, viewer: Viewer, thread_id: UUID, *, pinned: bool) -> ThreadRecord:
@@ -86,6 +152,54 @@ class Threads:
             NotFoundError: no such thread of the viewer's.
         """
         return await self._change("pinned = $3", viewer, thread_id, pinned)
+
+    async def archive(self, viewer: Viewer, thread_id: UUID, *, archived: bool) -> ThreadRecord:
+        """Take a thread out of the list, or back into it.
+
+        Raises:
+            NotFoundError: no such thread of the viewer's.
+        """
+        return await self._change("archived = $3", viewer, thread_id, archived)
+
+    async def move(self, viewer: Viewer, thread_id: UUID, project_id: UUID | None) -> ThreadRecord:
+        """Move a thread into a project, or out of any (None).
+
+        Raises:
+            NotFoundError: no such thread, or no such project, of the viewer's.
+        """
+        # The project's owner is asked in the same statement: the row is not moved where the answer is no.
+        owned = "$3::uuid IS NULL OR EXISTS (SELECT FROM projects WHERE id = $3 AND owner_id = $2)"
+        async with self._database.acquire() as connection:
+            try:
+                row = await connection.fetchrow(
+                    f"UPDATE threads SET project_id = $3 WHERE id = $1 AND owner_id = $2 AND ({owned}) "  # noqa: S608
+                    f"RETURNING {THREAD_COLUMNS}",
+                    thread_id,
+                    viewer.id,
+                    project_id,
+                )
+            except asyncpg.ForeignKeyViolationError:
+                row = None
+        if row is None:
+            if await self.find(viewer, thread_id) is None:
+                raise NotFoundError("thread", field="threadId")
+            raise NotFoundError("project", field="projectId")
+        return ThreadRecord.from_row(row)
+
+    async def set_expiry(self, viewer: Viewer, thread_id: UUID, expires_at: datetime | None) -> ThreadRecord:
+        """Have a thread deleted at a time, or kept (None).
+
+        Raises:
+            BadUserInputError: the time is not in the future; or None for a temporary thread, which always expires.
+            NotFoundError: no such thread of the viewer's.
+        """
+        if expires_at is not None:
+            expires_at = checked_expiry(expires_at)
+        else:
+            record = await self.find(viewer, thread_id)
+            if record is not None and record.temporary:
+                raise BadUserInputError("A temporary thread always expires.", field="expiresAt")
+        return await self._change("expires_at = $3", viewer, thread_id, expires_at)
 
     async def delete(self, viewer: Viewer, thread_id: UUID) -> None:
         """Delete a thread and all that hangs on it; a live answer is ended first. What was used stays counted.
@@ -116,3 +230,18 @@ class Threads:
         if row is None:
             raise NotFoundError("thread", field="threadId")
         return ThreadRecord.from_row(row)
+
+
+def _arguments(viewer: Viewer, request: PageRequest[ThreadPosition], wanted: ThreadFilter) -> tuple[Any, ...]:
+    above, below = request.after or _TOP, request.before or _BOTTOM
+    pattern = None
+    if wanted.title is not None:
+        pattern = f"%{escaped_like(checked_text(wanted.title, field='title', max_bytes=MAX_TITLE_BYTES))}%"
+    return (
+        viewer.id,
+        *(wanted.archived, wanted.temporary),
+        *(above.pinned, above.updated_at, above.id),
+        *(below.pinned, below.updated_at, below.id),
+        request.limit + 1,
+        *(wanted.pinned, pattern),
+    )

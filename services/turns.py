@@ -74,9 +74,21 @@ SELECT thread_id, parent_id, depth, role, (
 ) AS siblings
 FROM messages m WHERE id = $1 AND owner_id = $2
 """
+# Nothing is added where the project is not the owner's.
 _ADD_THREAD = """
-INSERT INTO threads (id, owner_id, title, title_source, pinned, created_at, updated_at)
-VALUES ($1, $2, $3, 'TEXT', false, now(), now())
+INSERT INTO threads (id, owner_id, title, title_source, pinned, project_id, temporary, created_at, updated_at)
+SELECT $1, $2, $3, 'TEXT', false, $4, $5, now(), now()
+WHERE $4::uuid IS NULL OR EXISTS (SELECT FROM projects WHERE id = $4 AND owner_id = $2 FOR KEY SHARE)
+RETURNING id
+"""
+# The model of a turn that names none: its project's, else its owner's.
+_CHOSEN_MODEL = """
+SELECT coalesce(
+    (SELECT p.default_model FROM projects p WHERE p.owner_id = $1 AND p.id = coalesce($3, (
+        SELECT t.project_id FROM threads t WHERE t.id = $2 AND t.owner_id = $1
+    ))),
+    (SELECT default_model FROM settings WHERE owner_id = $1)
+)
 """
 _ADD_QUESTION = """
 WITH parent AS (
@@ -96,7 +108,10 @@ WITH parent AS (
     INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at)
     VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8))
 )
-UPDATE threads SET updated_at = now() WHERE id = $3 RETURNING {THREAD_COLUMNS}
+UPDATE threads SET updated_at = now(), expires_at = CASE
+    WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $9)) ELSE expires_at
+END
+WHERE id = $3 RETURNING {THREAD_COLUMNS}
 """  # noqa: S608
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 
@@ -117,6 +132,14 @@ class TurnRequest:
     idempotency_key: str
     model_id: str | None = None
     reasoning_effort: ReasoningEffort | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewThread:
+    """What a thread that a send makes is like."""
+
+    project_id: UUID | None = None
+    temporary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +170,7 @@ class Turns:
         *,
         max_message_bytes: int,
         max_history_chars: int,
+        temporary_seconds: float,
     ) -> None:
         self._database = database
         self._hub = hub
@@ -156,27 +180,34 @@ class Turns:
         self._titles = titles
         self._max_message_bytes = max_message_bytes
         self._max_history_chars = max_history_chars
+        self._temporary_seconds = temporary_seconds
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def send(self, viewer: Viewer, request: TurnRequest, *, thread_id: UUID | None, text: str) -> Turn:
-        """Ask a question at the end of a thread's active path, or in a new thread (thread_id None).
+    async def send(self, viewer: Viewer, request: TurnRequest, *, place: UUID | NewThread, text: str) -> Turn:
+        """Ask a question at the end of a thread's active path, or in a new thread.
 
         Raises:
             BadUserInputError: the text or the key cannot be accepted.
             ModelUnavailableError: the model is not offered.
-            NotFoundError: no such thread of the viewer's.
+            NotFoundError: no such thread or project of the viewer's.
             ThreadBusyError: an answer is being written in the thread.
             ConflictError: the key was used for something else.
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
-        new = self._prepare(
-            viewer, request, "send", thread_id or new_id(), new_id(), thread_id.hex if thread_id else None, text
+        thread_id, begun = (None, place) if isinstance(place, NewThread) else (place, NewThread())
+        project = begun.project_id.hex if begun.project_id else None
+        said = (thread_id.hex if thread_id else None, text, project, begun.temporary)
+        new = await self._prepare(
+            viewer, request, "send", thread_id or new_id(), new_id(), *said, project_id=begun.project_id
         )
 
         async def write(connection: Connection) -> ThreadRecord:
             parent_id, depth = None, 0
             if thread_id is None:
-                await connection.execute(_ADD_THREAD, new.thread_id, viewer.id, title_from_text(text))
+                title = title_from_text(text)
+                values = (new.thread_id, viewer.id, title, begun.project_id, begun.temporary)
+                if await connection.fetchval(_ADD_THREAD, *values) is None:
+                    raise NotFoundError("project", field="projectId")
             else:
                 await self._lock_idle(connection, viewer, thread_id, field="threadId")
                 if leaf := await connection.fetchrow(_LEAF, thread_id):
@@ -198,7 +229,7 @@ class Turns:
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
         place = await self._place(viewer, message_id, MessageRole.USER)
-        new = self._prepare(viewer, request, "edit", place["thread_id"], new_id(), message_id.hex, text)
+        new = await self._prepare(viewer, request, "edit", place["thread_id"], new_id(), message_id.hex, text)
 
         async def write(connection: Connection) -> ThreadRecord:
             await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
@@ -214,7 +245,7 @@ class Turns:
             as `send`; BadUserInputError also where the message is not an answer, or has 100 versions.
         """
         place = await self._place(viewer, message_id, MessageRole.ASSISTANT)
-        new = self._prepare(viewer, request, "retry", place["thread_id"], place["parent_id"], message_id.hex)
+        new = await self._prepare(viewer, request, "retry", place["thread_id"], place["parent_id"], message_id.hex)
 
         async def write(connection: Connection) -> ThreadRecord:
             await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
@@ -223,14 +254,25 @@ class Turns:
 
         return await self._once(new, write)
 
-    def _prepare(
-        self, viewer: Viewer, request: TurnRequest, kind: str, thread_id: UUID, user_message_id: UUID, *said: str | None
+    async def _prepare(
+        self,
+        viewer: Viewer,
+        request: TurnRequest,
+        kind: str,
+        thread_id: UUID,
+        user_message_id: UUID,
+        *said: str | bool | None,
+        project_id: UUID | None = None,
     ) -> _NewTurn:
         checked_key(request.idempotency_key)
         if self._generations.draining:
             raise UnavailableError("The server is shutting down; try again.")
+        model_id = request.model_id
+        if model_id is None:
+            async with self._database.acquire() as connection:
+                model_id = await connection.fetchval(_CHOSEN_MODEL, viewer.id, thread_id, project_id)
         try:
-            model, provider = self._models.resolve(request.model_id)
+            model, provider = self._models.resolve(model_id)
         except UnknownModelError as error:
             raise ModelUnavailableError from error
         asked = orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])
@@ -268,7 +310,7 @@ class Turns:
         row = await connection.fetchrow(
             _ADD_ANSWER,
             *(new.answer_id, owner_id, new.thread_id, new.user_message_id, depth, new.model.id),
-            *(self._leases.holder, self._leases.lease_seconds),
+            *(self._leases.holder, self._leases.lease_seconds, self._temporary_seconds),
         )
         return ThreadRecord.from_row(row)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import strawberry
 
@@ -10,6 +10,15 @@ from graph.scalars import Cursor
 from services.paging import Page
 
 Record = TypeVar("Record")
+
+First = Annotated[
+    int | None, strawberry.argument(description="Page size forwards, 1 to 100; 25 where nothing is given.")
+]
+After = Annotated[Cursor | None, strawberry.argument(description="Begin behind this cursor.")]
+Last = Annotated[
+    int | None, strawberry.argument(description="Page size backwards, 1 to 100; not together with `first`.")
+]
+Before = Annotated[Cursor | None, strawberry.argument(description="End before this cursor.")]
 
 
 @strawberry.type(description="Where a page lies in its connection.")

@@ -11,7 +11,7 @@ import strawberry
 from graph.context import Info
 from graph.scalars import JSON, Cursor
 from graph.types.connection import PageInfo, page_info
-from graph.types.model import Model
+from graph.types.model import Model, model_of
 from graph.types.node import Node
 from models import parts as stored_parts
 from models.ids import IdKind, outside_id
@@ -234,10 +234,7 @@ class Message(Node):
 
     @strawberry.field(description="The model that wrote it; null for a user's message.")
     def model(self, info: Info) -> Model | None:
-        if self.record.model is None:
-            return None
-        record = info.context.services.models.find(self.record.model)
-        return Model.of(record) if record else Model.gone(self.record.model)
+        return model_of(info.context.services.models, self.record.model)
 
     @strawberry.field(description="What it consumed; null for a user's message and while it is STREAMING.")
     def usage(self) -> MessageUsage | None:

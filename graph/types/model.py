@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import strawberry
 
-from providers.registry import ModelRecord
+from providers.registry import ModelRecord, ModelRegistry
 
 
 @strawberry.type(description="A model that answers.")
@@ -24,3 +24,11 @@ class Model:
     def gone(cls, model_id: str) -> Model:
         """A model that the registry does not know any more."""
         return cls(id=strawberry.ID(model_id), name=model_id, provider="")
+
+
+def model_of(models: ModelRegistry, model_id: str | None) -> Model | None:
+    """The model of this id, offered or gone; None for no id."""
+    if model_id is None:
+        return None
+    record = models.find(model_id)
+    return Model.of(record) if record else Model.gone(model_id)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
 
 import strawberry
 
 from graph.context import Info
 from graph.scalars import Cursor
-from graph.types.connection import PageInfo, page_info
+from graph.types.connection import After, Before, First, Last, PageInfo, page_info
 from graph.types.message import Message, MessageConnection
 from graph.types.node import Node
+from graph.types.project import Project
 from models.ids import IdKind, outside_id
 from models.records import ThreadRecord
 from services.paging import Page, PathPosition, ThreadPosition, page_request
-
-First = Annotated[
-    int | None, strawberry.argument(description="Page size forwards, 1 to 100; 25 where nothing is given.")
-]
-After = Annotated[Cursor | None, strawberry.argument(description="Begin behind this cursor.")]
-Last = Annotated[
-    int | None, strawberry.argument(description="Page size backwards, 1 to 100; not together with `first`.")
-]
-Before = Annotated[Cursor | None, strawberry.argument(description="End before this cursor.")]
 
 
 @strawberry.type(description="A conversation.")
@@ -35,6 +26,9 @@ class Thread(Node):
         description="From the first question at first, then by a model where one is set, or as its user named it."
     )
     pinned: bool = strawberry.field(description="Whether it stands at the top of the list.")
+    archived: bool = strawberry.field(description="Whether it is out of the list.")
+    temporary: bool = strawberry.field(description="Whether it is in no list and no search, and always expires.")
+    expires_at: datetime | None = strawberry.field(description="When it is deleted with all that hangs on it, if ever.")
     created_at: datetime = strawberry.field(description="When it was begun.")
     updated_at: datetime = strawberry.field(description="Its last activity: a question, or the end of an answer.")
 
@@ -46,9 +40,19 @@ class Thread(Node):
             record=record,
             title=record.title,
             pinned=record.pinned,
+            archived=record.archived,
+            temporary=record.temporary,
+            expires_at=record.expires_at,
             created_at=record.created_at,
             updated_at=record.updated_at,
         )
+
+    @strawberry.field(description="The project it is in; null where it is in none.")
+    async def project(self, info: Info) -> Project | None:
+        if self.record.project_id is None:
+            return None
+        record = await info.context.loaders.project.load(self.record.project_id)
+        return None if record is None else Project.of(record)
 
     @strawberry.field(description="The active path through the tree of messages, oldest first.")
     async def messages(
@@ -93,6 +97,20 @@ class ThreadConnection:
         return [edge.node for edge in self.edges]
 
 
+@strawberry.input(description="Which threads to list.")
+class ThreadFilter:
+    """Argument of `threads`."""
+
+    archived: bool = strawberry.field(default=False, description="True lists the archived ones, and only them.")
+    temporary: bool = strawberry.field(default=False, description="True lists the temporary ones, and only them.")
+    pinned: bool | None = strawberry.field(default=None, description="Only those that are pinned, or are not.")
+    title: str | None = strawberry.field(default=None, description="Any part of the title, in any case.")
+    project_id: strawberry.ID | None = strawberry.field(default=None, description="Only those in this project.")
+    in_project: bool | None = strawberry.field(
+        default=None, description="Only those in any project (true), or in none (false)."
+    )
+
+
 @strawberry.input(description="A new title for a thread.")
 class RenameThreadInput:
     """Input of `renameThread`."""
@@ -119,6 +137,56 @@ class PinThreadInput:
 @strawberry.type(description="The thread that was pinned or let go.")
 class PinThreadPayload:
     """Payload of `pinThread`."""
+
+    thread: Thread = strawberry.field(description="As it is now.")
+
+
+@strawberry.input(description="Whether a thread is archived.")
+class ArchiveThreadInput:
+    """Input of `archiveThread`."""
+
+    thread_id: strawberry.ID = strawberry.field(description="The thread.")
+    archived: bool = strawberry.field(default=True, description="True takes it out of the list, false brings it back.")
+
+
+@strawberry.type(description="The thread that was archived or brought back.")
+class ArchiveThreadPayload:
+    """Payload of `archiveThread`."""
+
+    thread: Thread = strawberry.field(description="As it is now.")
+
+
+@strawberry.input(description="Where a thread is to be.")
+class MoveThreadInput:
+    """Input of `moveThread`."""
+
+    thread_id: strawberry.ID = strawberry.field(description="The thread.")
+    project_id: strawberry.ID | None = strawberry.field(
+        default=None, description="The project to move it into; null moves it out of any."
+    )
+
+
+@strawberry.type(description="The thread that was moved.")
+class MoveThreadPayload:
+    """Payload of `moveThread`."""
+
+    thread: Thread = strawberry.field(description="As it is now.")
+
+
+@strawberry.input(description="When a thread is to be deleted.")
+class SetThreadExpiryInput:
+    """Input of `setThreadExpiry`."""
+
+    thread_id: strawberry.ID = strawberry.field(description="The thread.")
+    expires_at: datetime | None = strawberry.field(
+        default=None,
+        description="When: in the future, at most ten years ahead. Null keeps it, unless it is temporary.",
+    )
+
+
+@strawberry.type(description="The thread with its new expiry.")
+class SetThreadExpiryPayload:
+    """Payload of `setThreadExpiry`."""
 
     thread: Thread = strawberry.field(description="As it is now.")
 

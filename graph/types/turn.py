@@ -14,7 +14,7 @@ _KEY = (
     "Your own name for this request, 1 to 200 visible ASCII characters, such as a new UUID. "
     "Sent again with the same input it returns the first result; with other input it is a CONFLICT."
 )
-_MODEL = "The model to ask; null asks the default. `models` lists them."
+_MODEL = "The model to ask; null asks the project's default, else the viewer's, else the server's. `models` lists them."
 _EFFORT = "How hard a reasoning model should think; ignored by others."
 
 
@@ -34,6 +34,13 @@ class SendMessageInput:
     idempotency_key: str = strawberry.field(description=_KEY)
     text: str = strawberry.field(description="The question, not blank; by default at most 262,144 bytes of UTF-8.")
     thread_id: strawberry.ID | None = strawberry.field(default=None, description="The thread; null makes a new one.")
+    project_id: strawberry.ID | None = strawberry.field(
+        default=None, description="The project of a new thread; not together with `threadId`."
+    )
+    temporary: bool = strawberry.field(
+        default=False,
+        description="Whether a new thread is in no list and no search, and is deleted some time after its last turn.",
+    )
     model_id: str | None = strawberry.field(default=None, description=_MODEL)
     reasoning_effort: ReasoningEffort | None = strawberry.field(default=None, description=_EFFORT)
 

@@ -303,6 +303,10 @@ class Migration(migrations.Migration):
                 fields=["project_id", "archived", "temporary", "pinned", "updated_at", "id"], name="threads_of_project"
             ),
         ),
+        ops.AddIndex(
+            model_name="Thread",
+            index=Index(fields=["updated_at"], name="threads_by_activity"),
+        ),
         ops.AddField(
             model_name="UsageEvent",
             name="cached_price",

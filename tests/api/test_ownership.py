@@ -18,24 +18,36 @@ from server.runtime import Server
 from tests.client import Client, GraphQLErrors
 
 SCHEMA = build_schema()._schema
-NEW = object()
 
 # Each row: an operation on the owner's thread {thread}, question {question} and answer {answer}. What a stranger sees:
-# NOT_FOUND, or null ("null"), or their own ("own"). {key} is a new idempotency key.
+# NOT_FOUND, or null ("null"), or their own ("own"). {key} is a new idempotency key. A field has a row for each way to
+# reach something by it: "<root>.<field> <more words>".
 ROWS: dict[str, tuple[str, str]] = {
     "query.node": ('query { it: node(id: "{thread}") { id } }', "null"),
-    "query.nodes": ('query { it: nodes(ids: ["{thread}", "{question}", "{answer}"]) { id } }', "null"),
+    "query.nodes": ('query { it: nodes(ids: ["{thread}", "{question}", "{answer}", "{project}"]) { id } }', "null"),
     "query.viewer": ("query { it: viewer { id anonymous } }", "own"),
     "query.threads": ("query { it: threads { nodes { id messages { nodes { text } } } } }", "own"),
+    "query.threads of a project": (
+        'query { it: threads(filter: {projectId: "{project}"}) { nodes { id } } }',
+        "NOT_FOUND",
+    ),
     "query.thread": (
         'query { it: thread(id: "{thread}") { id messages { nodes { text } } liveMessage { id } } }',
         "null",
     ),
     "query.message": ('query { it: message(id: "{answer}") { id text siblings { id } parent { id } } }', "null"),
+    "query.projects": ("query { it: projects { nodes { id threads { nodes { id } } } } }", "own"),
+    "query.project": ('query { it: project(id: "{project}") { id threads { nodes { id } } } }', "null"),
+    "query.settings": ("query { it: settings { defaultModel { id } } }", "own"),
     "query.models": ("query { it: models { id } }", "own"),
     "mutation.startAnonymousSession": ("mutation { it: startAnonymousSession { viewer { id } } }", "open"),
     "mutation.sendMessage": (
         'mutation { it: sendMessage(input: {idempotencyKey: "{key}", threadId: "{thread}", text: "x", '
+        'modelId: "two-words"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.sendMessage into a project": (
+        'mutation { it: sendMessage(input: {idempotencyKey: "{key}", projectId: "{project}", text: "x", '
         'modelId: "two-words"}) { thread { id } } }',
         "NOT_FOUND",
     ),
@@ -68,6 +80,36 @@ ROWS: dict[str, tuple[str, str]] = {
     "mutation.deleteThread": (
         'mutation { it: deleteThread(input: {threadId: "{thread}"}) { deletedThreadId } }',
         "NOT_FOUND",
+    ),
+    "mutation.archiveThread": (
+        'mutation { it: archiveThread(input: {threadId: "{thread}"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.moveThread": (
+        'mutation { it: moveThread(input: {threadId: "{thread}", projectId: "{project}"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.setThreadExpiry": (
+        'mutation { it: setThreadExpiry(input: {threadId: "{thread}", expiresAt: "2035-01-01T00:00:00Z"}) '
+        "{ thread { id } } }",
+        "NOT_FOUND",
+    ),
+    "mutation.createProject": ('mutation { it: createProject(input: {name: "Mine"}) { project { name } } }', "own"),
+    "mutation.updateProject": (
+        'mutation { it: updateProject(input: {projectId: "{project}", name: "x"}) { project { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.archiveProject": (
+        'mutation { it: archiveProject(input: {projectId: "{project}"}) { project { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.deleteProject": (
+        'mutation { it: deleteProject(input: {projectId: "{project}", deleteThreads: true}) { deletedProjectId } }',
+        "NOT_FOUND",
+    ),
+    "mutation.updateSettings": (
+        'mutation { it: updateSettings(input: {defaultModelId: "two-words"}) { settings { defaultModel { id } } } }',
+        "own",
     ),
     "subscription.messageStream": (
         'subscription { it: messageStream(messageId: "{answer}") { __typename } }',
@@ -103,20 +145,24 @@ def id_arguments(field: Any) -> set[str]:
 
 
 def test_every_root_field_has_a_row_and_every_id_argument_is_tried() -> None:
-    assert set(ROWS) == set(root_fields())
+    assert {name.split(" ")[0] for name in ROWS} == set(root_fields())
     for name, field in root_fields().items():
+        tried = " ".join(query for row, (query, _) in ROWS.items() if row.split(" ")[0] == name)
         for argument in id_arguments(field):
-            assert f"{argument}:" in ROWS[name][0], f"{name}: no row tries {argument}"
+            assert f"{argument}:" in tried, f"{name}: no row tries {argument}"
 
 
 @pytest.fixture
 async def owned(client: Client) -> dict[str, str]:
-    turn = await client.send("Owned")
+    created = await client.run('mutation { createProject(input: {name: "Owned"}) { project { id } } }')
+    project = created["createProject"]["project"]["id"]
+    turn = await client.send("Owned", projectId=project)
     await client.finish(turn["assistantMessage"]["id"])
     return {
         "thread": turn["thread"]["id"],
         "question": turn["userMessage"]["id"],
         "answer": turn["assistantMessage"]["id"],
+        "project": project,
     }
 
 
@@ -141,6 +187,8 @@ async def snapshot(server: Server, ids: dict[str, str]) -> list[tuple[Any, ...]]
         thread = parse_id(IdKind.THREAD, ids["thread"])
         rows = await connection.fetch("SELECT * FROM threads WHERE id = $1", thread)
         rows += await connection.fetch("SELECT * FROM messages WHERE thread_id = $1 ORDER BY id", thread)
+        project = parse_id(IdKind.PROJECT, ids["project"])
+        rows += await connection.fetch("SELECT * FROM projects WHERE id = $1", project)
         rows += await connection.fetch("SELECT * FROM turns WHERE thread_id = $1 ORDER BY id", thread)
         return [tuple(row) for row in rows]
     finally:
@@ -168,7 +216,7 @@ async def test_another_user_sees_and_changes_nothing(
     if expected == "NOT_FOUND":
         assert outcomes[0][0]["extensions"]["code"] == "NOT_FOUND"
     elif expected == "null":
-        assert outcomes[0] in (None, [None, None, None])
+        assert outcomes[0] in (None, [None, None, None, None])
     else:
         assert not any(value in str(outcomes[0]) for value in (*owned.values(), client.id))
     if expected in ("NOT_FOUND", "null"):

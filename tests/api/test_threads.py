@@ -290,15 +290,20 @@ async def test_the_list_is_served_by_its_index(server: Server, client: Client) -
         from services.threads import _LIST
 
         plan = await connection.fetch(
-            f"EXPLAIN {_LIST}".replace("$1", f"'{parse_id(IdKind.USER, client.id)}'")
-            .replace("($2, $3, $4)", "(true, timestamptz '2027-01-01', 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)")
-            .replace("($5, $6, $7)", "(false, timestamptz '2000-01-01', '00000000-0000-0000-0000-000000000000'::uuid)")
-            .replace("$8", "51")
+            f"EXPLAIN {_LIST}".replace("$10", "51")
+            .replace("$11", "null")
+            .replace("$12", "null")
+            .replace("$13", "null")
+            .replace("$1", f"'{parse_id(IdKind.USER, client.id)}'")
+            .replace("$2", "false")
+            .replace("$3", "false")
+            .replace("($4, $5, $6)", "(true, timestamptz '2027-01-01', 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)")
+            .replace("($7, $8, $9)", "(false, timestamptz '2000-01-01', '00000000-0000-0000-0000-000000000000'::uuid)")
         )
     finally:
         await connection.close()
     text = "\n".join(row[0] for row in plan)
-    assert "threads_by_activity" in text
+    assert "threads_listed" in text
     assert "Sort" not in text
     assert "Seq Scan" not in text
 

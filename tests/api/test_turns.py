@@ -377,7 +377,7 @@ async def usage_events(server: Server, turn: dict[str, dict[str, str]]) -> list[
 
 
 async def orphans(server: Server, turn: dict[str, dict[str, str]]) -> dict[str, int]:
-    """Rows anywhere, usage apart, that still hold the id of the thread or a message of the turn."""
+    """Rows anywhere, usage and the feed apart, that still hold the id of the thread or a message of the turn."""
     ids = [
         parse_id(IdKind.THREAD, turn["thread"]["id"]),
         parse_id(IdKind.MESSAGE, turn["userMessage"]["id"]),
@@ -387,7 +387,7 @@ async def orphans(server: Server, turn: dict[str, dict[str, str]]) -> dict[str, 
     try:
         columns = await connection.fetch(
             "SELECT table_name, column_name FROM information_schema.columns "
-            "WHERE table_schema = 'public' AND data_type = 'uuid' AND table_name <> 'usage_events'"
+            "WHERE table_schema = 'public' AND data_type = 'uuid' AND table_name NOT IN ('usage_events', 'changes')"
         )
         found = {}
         for table, column in columns:

@@ -138,14 +138,17 @@ def test_no_input_can_say_who_asks() -> None:
 
 def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
     connections = [(place, field) for place, field in fields() if str(field.type).endswith("Connection!")]
-    assert {place for place, _ in connections} == {"Query.threads", "Thread.messages"}
+    assert {place for place, _ in connections} == {
+        "Query.threads",
+        "Thread.messages",
+        "Query.projects",
+        "Project.threads",
+    }
     for place, field in connections:
-        assert {name: str(argument.type) for name, argument in field.args.items()} == {
-            "first": "Int",
-            "after": "Cursor",
-            "last": "Int",
-            "before": "Cursor",
-        }, place
+        paging = {name: str(argument.type) for name, argument in field.args.items()}
+        noun = place.split(".")[1].title().removesuffix("s")
+        assert paging.pop("filter", f"{noun}Filter") == f"{noun}Filter", place
+        assert paging == {"first": "Int", "after": "Cursor", "last": "Int", "before": "Cursor"}, place
         connection = get_named_type(field.type)
         assert isinstance(connection, GraphQLObjectType)
         noun = connection.name.removesuffix("Connection")
@@ -233,5 +236,6 @@ def test_an_argument_is_required_only_where_nothing_can_be_done_without_it() -> 
         "Query.nodes": {"ids"},
         "Query.thread": {"id"},
         "Query.message": {"id"},
+        "Query.project": {"id"},
         "Subscription.messageStream": {"messageId"},
     }

@@ -1,0 +1,34 @@
+"""Root fields about the viewer's settings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import strawberry
+
+from graph.context import Info
+from graph.scalars import INPUT
+from graph.types.settings import Settings, UpdateSettingsInput, UpdateSettingsPayload
+from services.settings import SettingsRecord
+
+
+@strawberry.type
+class SettingsQuery:
+    """Queries."""
+
+    @strawberry.field(description="What the viewer chose for all conversations.")
+    async def settings(self, info: Info) -> Settings:
+        return Settings(record=await info.context.services.settings.find(info.context.viewer))
+
+
+@strawberry.type
+class SettingsMutation:
+    """Mutations."""
+
+    @strawberry.mutation(description="Change the viewer's choices: those that are given, and no other.")
+    async def update_settings(self, info: Info, input: Annotated[UpdateSettingsInput, INPUT]) -> UpdateSettingsPayload:  # noqa: A002
+        viewer = info.context.viewer
+        given = set() if input.default_model_id is strawberry.UNSET else {"default_model"}
+        values = SettingsRecord(default_model=input.default_model_id or None)
+        record = await info.context.services.settings.update(viewer, values, given)
+        return UpdateSettingsPayload(settings=Settings(record=record))

@@ -1,0 +1,227 @@
+"""Projects of a viewer: folders of threads, with what turns in them are told and asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
+
+from models.database import Database
+from models.ids import new_id
+from models.records import PROJECT_COLUMNS, ProjectRecord
+from providers.registry import ModelRegistry
+from services.errors import BadUserInputError, ModelUnavailableError, NotFoundError, UnauthenticatedError
+from services.input import checked_line, checked_text, escaped_like
+from services.paging import FIRST_ID, LAST_ID, AgePosition, Page, PageRequest
+from services.viewer import Viewer
+
+if TYPE_CHECKING:
+    from asyncpg import Connection
+
+MAX_NAME_BYTES = 400
+MAX_DESCRIPTION_BYTES = 4_000
+MAX_ICON_BYTES = 64
+MAX_PROMPT_BYTES = 32_768
+_DELETED_AT_ONCE = 100
+
+_FIND = f"SELECT {PROJECT_COLUMNS} FROM projects WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
+_ADD = f"""
+INSERT INTO projects (id, owner_id, name, description, color, icon, prompt, default_model)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {PROJECT_COLUMNS}
+"""  # noqa: S608
+_THREADS_LEFT = "SELECT id FROM threads WHERE project_id = $1 AND owner_id = $2 ORDER BY id LIMIT $3 FOR UPDATE"
+_LIVE_THREADS = """
+SELECT t.id FROM threads t JOIN messages m ON m.thread_id = t.id AND m.status = 'STREAMING'
+WHERE t.project_id = $1 AND t.owner_id = $2
+"""
+
+
+def _list_query(order: str) -> str:
+    return f"""
+    SELECT {PROJECT_COLUMNS} FROM projects
+    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4 AND ($5::text IS NULL OR name ILIKE $5)
+    ORDER BY id {order} LIMIT $6
+    """  # noqa: S608
+
+
+_LIST = _list_query("DESC")
+_LIST_BACKWARDS = _list_query("ASC")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectValues:
+    """What a user sets of a project. In an update, a field that is not among the given ones stays as it is."""
+
+    name: str | None = None
+    description: str | None = None
+    color: str | None = None
+    icon: str | None = None
+    prompt: str | None = None
+    default_model: str | None = None
+
+
+_VALUES = tuple(field.name for field in fields(ProjectValues))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectFilter:
+    """Which projects to list: `name` is any part of the name, in any case."""
+
+    archived: bool = False
+    name: str | None = None
+
+
+class Projects:
+    """The viewer's projects: newest first.
+
+    Args:
+        end_live: ends the answer that is being written in a thread, waiting for its end (see `Generations`).
+    """
+
+    def __init__(
+        self, database: Database, models: ModelRegistry, *, end_live: Callable[[UUID], Awaitable[None]]
+    ) -> None:
+        self._database = database
+        self._models = models
+        self._end_live = end_live
+
+    async def page(
+        self, viewer: Viewer, request: PageRequest[AgePosition], wanted: ProjectFilter
+    ) -> Page[ProjectRecord]:
+        """One page of the list.
+
+        Raises:
+            BadUserInputError: the name to look for cannot be one.
+        """
+        pattern = None
+        if wanted.name is not None:
+            pattern = f"%{escaped_like(checked_text(wanted.name, field='name', max_bytes=MAX_NAME_BYTES))}%"
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch(
+                _LIST_BACKWARDS if request.backwards else _LIST,
+                viewer.id,
+                request.after.id if request.after else LAST_ID,
+                request.before.id if request.before else FIRST_ID,
+                wanted.archived,
+                pattern,
+                request.limit + 1,
+            )
+        return Page.of(request, [ProjectRecord.from_row(row) for row in rows])
+
+    async def find(self, viewer: Viewer, project_id: UUID) -> ProjectRecord | None:
+        """One project, or None where there is none of the viewer's."""
+        return (await self.find_many(viewer, [project_id]))[0]
+
+    async def find_many(self, viewer: Viewer, ids: Sequence[UUID]) -> list[ProjectRecord | None]:
+        """Projects in the order of the ids; None where there is none of the viewer's."""
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch(_FIND, ids, viewer.id)
+        found = {row["id"]: ProjectRecord.from_row(row) for row in rows}
+        return [found.get(project_id) for project_id in ids]
+
+    async def create(self, viewer: Viewer, values: ProjectValues) -> ProjectRecord:
+        """Make a project.
+
+        Raises:
+            BadUserInputError: a value cannot be accepted.
+            ModelUnavailableError: the default model is not offered.
+        """
+        checked = self._checked(values, set(_VALUES))
+        try:
+            async with self._database.acquire() as connection:
+                row = await connection.fetchrow(_ADD, new_id(), viewer.id, *(checked[name] for name in _VALUES))
+        except asyncpg.ForeignKeyViolationError as error:
+            raise UnauthenticatedError("The account of this token does not exist any more.") from error
+        return ProjectRecord.from_row(row)
+
+    async def update(self, viewer: Viewer, project_id: UUID, values: ProjectValues, given: set[str]) -> ProjectRecord:
+        """Change the given fields and no other.
+
+        Args:
+            given: names of the fields of `values` to set; None clears all but the name.
+
+        Raises:
+            as `create`; NotFoundError: no such project of the viewer's.
+        """
+        checked = self._checked(values, given)
+        assignments = [f"{name} = ${place}" for place, name in enumerate(checked, 3)]
+        return await self._change(viewer, project_id, assignments, list(checked.values()))
+
+    async def archive(self, viewer: Viewer, project_id: UUID, *, archived: bool) -> ProjectRecord:
+        """Take a project out of the list, or back into it. Its threads stay as they are.
+
+        Raises:
+            NotFoundError: no such project of the viewer's.
+        """
+        return await self._change(viewer, project_id, ["archived = $3"], [archived])
+
+    async def delete(self, viewer: Viewer, project_id: UUID, *, delete_threads: bool) -> None:
+        """Delete a project; its threads are moved out of it, or deleted with all that hangs on them.
+
+        All or nothing: in one transaction. Answers being written in threads that go are ended first.
+
+        Raises:
+            NotFoundError: no such project of the viewer's.
+        """
+        live: set[UUID] = set()
+        if delete_threads:
+            async with self._database.acquire() as connection:
+                live = {row["id"] for row in await connection.fetch(_LIVE_THREADS, project_id, viewer.id)}
+            for thread_id in live:
+                await self._end_live(thread_id)
+        async with self._database.transaction() as connection:
+            # Threads before their project, as every move locks them.
+            while ids := await self._threads_left(connection, viewer, project_id):
+                change = "DELETE FROM threads" if delete_threads else "UPDATE threads SET project_id = NULL"
+                await connection.execute(f"{change} WHERE id = ANY($1::uuid[])", ids)
+            deleted = await connection.fetchval(
+                "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id", project_id, viewer.id
+            )
+            if deleted is None:
+                raise NotFoundError("project", field="projectId")
+        for thread_id in live:
+            # An answer that began since then has lost its stream row; this makes it notice at once.
+            await self._end_live(thread_id)
+
+    async def _threads_left(self, connection: Connection, viewer: Viewer, project_id: UUID) -> list[UUID]:
+        rows = await connection.fetch(_THREADS_LEFT, project_id, viewer.id, _DELETED_AT_ONCE)
+        return [row["id"] for row in rows]
+
+    def _checked(self, values: ProjectValues, given: set[str]) -> dict[str, str | None]:
+        checked: dict[str, str | None] = {}
+        if "name" in given:
+            if values.name is None:
+                raise BadUserInputError("A project has a name.", field="name")
+            checked["name"] = checked_line(values.name, field="name", max_bytes=MAX_NAME_BYTES)
+        for name, limit in (("description", MAX_DESCRIPTION_BYTES), ("prompt", MAX_PROMPT_BYTES)):
+            if name in given:
+                text = getattr(values, name)
+                checked[name] = None if text is None else checked_text(text, field=name, max_bytes=limit)
+        if "icon" in given:
+            icon = values.icon
+            checked["icon"] = None if icon is None else checked_line(icon, field="icon", max_bytes=MAX_ICON_BYTES)
+        if "color" in given:
+            checked["color"] = values.color
+        if "default_model" in given:
+            if values.default_model is not None and self._models.find(values.default_model) is None:
+                raise ModelUnavailableError(field="defaultModelId")
+            checked["default_model"] = values.default_model
+        return checked
+
+    async def _change(
+        self, viewer: Viewer, project_id: UUID, assignments: list[str], values: list[object]
+    ) -> ProjectRecord:
+        async with self._database.acquire() as connection:
+            row = await connection.fetchrow(
+                f"UPDATE projects SET {', '.join([*assignments, 'updated_at = now()'])} "  # noqa: S608 - our own names
+                f"WHERE id = $1 AND owner_id = $2 RETURNING {PROJECT_COLUMNS}",
+                project_id,
+                viewer.id,
+                *values,
+            )
+        if row is None:
+            raise NotFoundError("project", field="projectId")
+        return ProjectRecord.from_row(row)
