@@ -10,6 +10,7 @@ from strawberry.types import Info as StrawberryInfo
 
 from graph.loaders import Loaders
 from providers.registry import ModelRegistry
+from services.changes import Changes
 from services.errors import UnauthenticatedError
 from services.message_stream import MessageStream
 from services.messages import Messages
@@ -18,6 +19,7 @@ from services.settings import UserSettings
 from services.threads import Threads
 from services.turns import Turns
 from services.viewer import Sessions, Viewer
+from services.wakeups import Wakeups
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Services:
     models: ModelRegistry
     projects: Projects
     settings: UserSettings
+    changes: Changes
+    wakeups: Wakeups
 
 
 @dataclass
@@ -57,6 +61,14 @@ class Context:
         if self.viewer_or_none is None:
             raise self.refusal or UnauthenticatedError()
         return self.viewer_or_none
+
+    async def announce(self, document: str | None) -> None:
+        """Wake the viewer's feeds after an operation that may have changed something.
+
+        A document that changes anything has this word in it; one that has it for another reason wakes for nothing.
+        """
+        if document is not None and "mutation" in document and self.viewer_or_none is not None:
+            await self.services.wakeups.ring(self.viewer_or_none.id)
 
     @cached_property
     def loaders(self) -> Loaders:

@@ -12,6 +12,7 @@ from strawberry.types.execution import ExecutionContext
 from graph.event_executor import EventExecutor
 from graph.limits import document_limits
 from graph.scalars import SCALARS
+from resolvers.changes import ChangeSubscription
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
 from resolvers.models import ModelQuery
 from resolvers.nodes import NodeQuery
@@ -68,7 +69,7 @@ class Mutation(ViewerMutation, TurnMutation, MessageMutation, ThreadMutation, Pr
 
 
 @strawberry.type(description="What can be followed, over `graphql-transport-ws`.")
-class Subscription(MessageSubscription):
+class Subscription(MessageSubscription, ChangeSubscription):
     """Root of subscriptions."""
 
 

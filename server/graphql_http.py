@@ -103,11 +103,12 @@ class GraphQLHttp:
     async def _run(
         self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...]
     ) -> web.Response:
+        context = self._context(request)
         try:
             result = await self._schema.execute(
                 asked.query,
                 variable_values=asked.variables,
-                context_value=self._context(request),
+                context_value=context,
                 operation_name=asked.operation_name,
                 operation_extensions=asked.extensions,
                 allowed_operation_types=allowed,
@@ -120,6 +121,7 @@ class GraphQLHttp:
         except (CannotGetOperationTypeError, MissingQueryError):
             message = "The document has no operation of this name."
             return error_response(400, ErrorCode.GRAPHQL_VALIDATION_FAILED, message)
+        await context.announce(asked.query)
         return _response(result, request.headers.get("Accept", ""))
 
     def _context(self, request: web.Request) -> Context:

@@ -220,10 +220,11 @@ class _Socket:
 
     async def _follow(self, operation_id: str, asked: GraphQLRequest) -> dict[str, Any]:
         """Send every result; what is returned is the message that ends the operation."""
+        context = Context(self._sockets.services, self._viewer)
         source = await self._sockets.schema.stream(
             asked.query,
             variable_values=asked.variables,
-            context_value=Context(self._sockets.services, self._viewer),
+            context_value=context,
             operation_name=asked.operation_name,
             operation_extensions=asked.extensions,
         )
@@ -233,6 +234,7 @@ class _Socket:
                 if isinstance(result, PreExecutionError) or is_request_error(result):  # type: ignore[arg-type]
                     return {"id": operation_id, "type": "error", "payload": format_errors(result.errors or [])}  # type: ignore[union-attr]
                 await self._send({"id": operation_id, "type": "next", "payload": result_payload(result)})  # type: ignore[arg-type]
+        await context.announce(asked.query)
         return {"id": operation_id, "type": "complete"}
 
     async def _send(self, message: dict[str, Any]) -> None:

@@ -21,15 +21,18 @@ from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.app import Application
 from server.pages import Health
+from services.changes import Changes
 from services.generation import GenerationLimits, Generations
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
 from services.settings import UserSettings
+from services.sweeper import Retention, Sweeper
 from services.threads import Threads
 from services.titles import Titles
 from services.turns import Turns
 from services.viewer import Sessions, session_secret
+from services.wakeups import Wakeups
 from streams.channel import BroadcastChannel, MemoryBackend
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
@@ -40,6 +43,9 @@ log = logging.getLogger(__name__)
 _REAP_SECONDS = 2.0
 _SOLE_PATIENCE_SECONDS = 10.0
 _READY_SECONDS = 2.0
+_LOOK_SECONDS = 2.0
+_SWEEP_SECONDS = 30.0
+_DAY = 86_400.0
 _WATCH_SECONDS = 1.0
 
 
@@ -99,7 +105,10 @@ class Server:
         limits = GenerationLimits(
             settings.provider_idle_seconds, settings.provider_total_seconds, settings.max_output_chars
         )
-        self.generations = Generations(self.database, self.hub, self.leases, self.channel, limits)
+        self.wakeups = Wakeups(self.database, self.channel, look_seconds=_LOOK_SECONDS)
+        await self.wakeups.start()
+        stack.push_async_callback(self.wakeups.stop)
+        self.generations = Generations(self.database, self.hub, self.leases, self.channel, self.wakeups, limits)
         await self.generations.listen()
         models = await self._models()
         reaper = Reaper(
@@ -110,12 +119,24 @@ class Server:
         )
         # Nobody else can be alive on this database: what is live in it was lost with the process before.
         await reaper.reap(all_others=True)
-        titles = Titles(self.database, models, settings.title_model)
+        titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
+        self.sweeper = Sweeper(
+            self.database,
+            Retention(
+                threads=None if settings.thread_retention_days is None else settings.thread_retention_days * _DAY,
+                changes=settings.changes_retention_days * _DAY,
+                idempotency_keys=settings.idempotency_retention_days * _DAY,
+            ),
+            end_live=self.generations.end_live,
+            every_seconds=_SWEEP_SECONDS,
+        )
         self.leases.start()
         stack.push_async_callback(self.leases.stop)
         reaper.start()
         stack.push_async_callback(reaper.stop)
+        self.sweeper.start()
+        stack.push_async_callback(self.sweeper.stop)
         stack.push_async_callback(self.generations.drain, 0)
         await self._serve(self._services(models, titles))
 
@@ -224,17 +245,22 @@ class Server:
             max_history_chars=settings.max_history_chars,
             temporary_seconds=settings.temporary_thread_seconds,
         )
+        threads = Threads(self.database, end_live=self.generations.end_live)
+        projects = Projects(self.database, models, end_live=self.generations.end_live)
+        user_settings = UserSettings(self.database, models)
         return Services(
             sessions=sessions,
-            threads=Threads(self.database, end_live=self.generations.end_live),
+            threads=threads,
             messages=messages,
             turns=turns,
             message_stream=MessageStream(
                 self.hub, messages, self.generations, patience_seconds=settings.lease_seconds + 2 * _REAP_SECONDS
             ),
             models=models,
-            projects=Projects(self.database, models, end_live=self.generations.end_live),
-            settings=UserSettings(self.database, models),
+            projects=projects,
+            settings=user_settings,
+            changes=Changes(self.database, self.wakeups, threads, messages, projects, user_settings),
+            wakeups=self.wakeups,
         )
 
     async def _serve(self, services: Services) -> None:

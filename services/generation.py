@@ -31,6 +31,7 @@ from providers.base import (
     TokenUsage,
     ToolCall,
 )
+from services.wakeups import Wakeups
 from streams.buffer import StreamBuffer
 from streams.channel import Channel
 from streams.ending import AnswerEnd, StreamHold, end_answer
@@ -198,12 +199,19 @@ class Generations:
     """
 
     def __init__(
-        self, database: Database, hub: Hub, leases: LeaseKeeper, channel: Channel, limits: GenerationLimits
+        self,
+        database: Database,
+        hub: Hub,
+        leases: LeaseKeeper,
+        channel: Channel,
+        wakeups: Wakeups,
+        limits: GenerationLimits,
     ) -> None:
         self._database = database
         self._hub = hub
         self._leases = leases
         self._channel = channel
+        self._wakeups = wakeups
         self._limits = limits
         self._running: dict[UUID, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -298,6 +306,8 @@ class Generations:
                 buffer.end(record)
             else:
                 buffer.close()
+        if record is not None:
+            await self._wakeups.ring(record.owner_id)
 
     async def _store(self, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:
         """Write the end until it holds: the lease keeps the stream ours meanwhile."""

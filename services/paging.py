@@ -74,19 +74,26 @@ def page_request(
         raise BadUserInputError(f"A page has 1 to {MAX_PAGE} entries.", field=field)
     return PageRequest(
         limit=size or DEFAULT_PAGE,
-        after=_position(parse, after, "after"),
-        before=_position(parse, before, "before"),
+        after=position_of(parse, after, "after"),
+        before=position_of(parse, before, "before"),
         backwards=last is not None,
     )
 
 
-def _position(parse: Callable[[str], Position], cursor: str | None, field: str) -> Position | None:
+def position_of(
+    parse: Callable[[str], Position], cursor: str | None, field: str, of: str = "this list"
+) -> Position | None:
+    """The place that a cursor names; None for no cursor.
+
+    Raises:
+        CursorInvalidError: it names none.
+    """
     if cursor is None:
         return None
     try:
         return parse(cursor)
     except (ValueError, struct.error, OverflowError, Base64Error) as error:
-        raise CursorInvalidError("This is not a cursor of this list.", field=field) from error
+        raise CursorInvalidError(f"This is not a cursor of {of}.", field=field) from error
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -136,6 +143,28 @@ class AgePosition:
         if kind != b"A":
             raise ValueError(cursor)
         return cls(UUID(bytes=key))
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPosition:
+    """A place in a viewer's feed: the last change seen. `whose` is the half of the viewer's key that is random."""
+
+    whose: bytes
+    change_id: int
+
+    _FORM = struct.Struct(">c8sq")
+
+    def cursor(self) -> str:
+        """The cursor of this place."""
+        return _encode(self._FORM.pack(b"F", self.whose, self.change_id))
+
+    @classmethod
+    def parse(cls, cursor: str) -> FeedPosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, whose, change_id = cls._FORM.unpack(_decode(cursor))
+        if kind != b"F" or change_id < 0:
+            raise ValueError(cursor)
+        return cls(whose, change_id)
 
 
 # Keys that no row reaches.

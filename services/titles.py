@@ -15,6 +15,7 @@ from providers.base import Finish, GenerationRequest, PromptMessage, TextDelta, 
 from providers.registry import ModelRegistry
 from services.generation import reported_tokens
 from services.viewer import Viewer
+from services.wakeups import Wakeups
 from streams.tokens import estimate_tokens
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ class Titles:
         model_id: the model to ask; None leaves titles as they were made from the text.
     """
 
-    def __init__(self, database: Database, models: ModelRegistry, model_id: str | None) -> None:
+    def __init__(self, database: Database, models: ModelRegistry, wakeups: Wakeups, model_id: str | None) -> None:
         self._database = database
         self._models = models
+        self._wakeups = wakeups
         self._model_id = model_id
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -105,5 +107,6 @@ class Titles:
                         *(new_id(), viewer.id, message_id, model.id),
                         *(tokens.prompt, tokens.completion, tokens.reasoning, tokens.cached, tokens.estimated),
                     )
+                await self._wakeups.ring(viewer.id)
         except Exception as error:
             log.warning("a title could not be made: %s", type(error).__name__)

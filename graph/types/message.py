@@ -15,7 +15,7 @@ from graph.types.model import Model, model_of
 from graph.types.node import Node
 from models import parts as stored_parts
 from models.ids import IdKind, outside_id
-from models.records import MessageFailure, MessageRecord, MessageTokens
+from models.records import MessageFailure, MessageRecord, MessageTokens, ThreadRecord
 from services.errors import NotFoundError
 from services.paging import Page, PathPosition
 
@@ -184,17 +184,19 @@ class Message(Node):
     """A message."""
 
     record: strawberry.Private[MessageRecord]
+    thread_record: strawberry.Private[ThreadRecord | None]
     role: MessageRole = strawberry.field(description="Who speaks.")
     status: MessageStatus = strawberry.field(description="Where it stands.")
     created_at: datetime = strawberry.field(description="When it was begun.")
     updated_at: datetime = strawberry.field(description="When it was ended, else when it was begun.")
 
     @classmethod
-    def of(cls, record: MessageRecord) -> Message:
-        """From its row."""
+    def of(cls, record: MessageRecord, thread: ThreadRecord | None = None) -> Message:
+        """From its row; with its thread's, where that was read with it."""
         return cls(
             id=strawberry.ID(outside_id(IdKind.MESSAGE, record.id)),
             record=record,
+            thread_record=thread,
             role=_ROLES[record.role.value],
             status=_STATUSES[record.status.value],
             created_at=record.created_at,
@@ -205,7 +207,7 @@ class Message(Node):
     async def thread(self, info: Info) -> Annotated[Thread, strawberry.lazy("graph.types.thread")]:
         from graph.types.thread import Thread
 
-        record = await info.context.loaders.thread.load(self.record.thread_id)
+        record = self.thread_record or await info.context.loaders.thread.load(self.record.thread_id)
         if record is None:
             raise NotFoundError("thread")
         return Thread.of(record)

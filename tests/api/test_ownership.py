@@ -111,6 +111,7 @@ ROWS: dict[str, tuple[str, str]] = {
         'mutation { it: updateSettings(input: {defaultModelId: "two-words"}) { settings { defaultModel { id } } } }',
         "own",
     ),
+    "subscription.changes": ("subscription { it: changes { __typename } }", "own"),
     "subscription.messageStream": (
         'subscription { it: messageStream(messageId: "{answer}") { __typename } }',
         "NOT_FOUND",

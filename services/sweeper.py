@@ -1,0 +1,169 @@
+"""What time does: threads that expire, shares that end, keys and feed entries that are not kept any longer.
+
+Safe on many nodes at once: every statement takes rows that nobody else holds. A thread is deleted in a transaction of
+its own, like a user's deletion of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from models.database import Database, DatabaseUnavailableError
+
+log = logging.getLogger(__name__)
+
+_BATCH = 500
+# An answer that will not end must not keep an expired thread for ever.
+_LIVE_GRACE_SECONDS = 3_600
+
+_IDLE = """NOT EXISTS (SELECT FROM messages m WHERE m.thread_id = t.id AND m.status = 'STREAMING')"""
+_EXPIRED_LIVE = """
+SELECT t.id FROM threads t WHERE expires_at <= now()
+AND EXISTS (SELECT FROM messages m WHERE m.thread_id = t.id AND m.status = 'STREAMING') LIMIT $1
+"""
+_EXPIRED = f"""
+DELETE FROM threads WHERE id = (
+    SELECT id FROM threads t
+    WHERE expires_at <= now() AND ({_IDLE} OR expires_at < now() - make_interval(secs => {_LIVE_GRACE_SECONDS}))
+    ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED
+) RETURNING id
+"""  # noqa: S608
+_RETIRED = f"""
+DELETE FROM threads WHERE id = (
+    SELECT id FROM threads t WHERE updated_at < now() - make_interval(secs => $1) AND {_IDLE}
+    ORDER BY updated_at LIMIT 1 FOR UPDATE SKIP LOCKED
+) RETURNING id
+"""  # noqa: S608
+_ENDED_SHARES = """
+DELETE FROM shares WHERE id IN (
+    SELECT id FROM shares WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+"""
+_OLD_TURNS = """
+DELETE FROM turns WHERE id IN (
+    SELECT id FROM turns WHERE created_at < now() - make_interval(secs => $2) AND NOT EXISTS (
+        SELECT FROM messages WHERE messages.id = turns.assistant_message_id AND status = 'STREAMING'
+    ) ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+"""
+# The user's row first, as everything that deletes an account does; then what is purged and up to where, at once.
+_OLD_CHANGES = """
+WITH old AS (
+    SELECT owner_id, id FROM changes WHERE created_at < now() - make_interval(secs => $2) ORDER BY created_at LIMIT $1
+), owners AS (
+    SELECT id FROM users WHERE id IN (SELECT owner_id FROM old) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), purged AS (
+    DELETE FROM changes USING old, owners WHERE changes.id = old.id AND owners.id = old.owner_id
+    RETURNING changes.owner_id, changes.id
+)
+UPDATE users SET changes_purged_to = greatest(changes_purged_to, upto) FROM (
+    SELECT owner_id, max(id) AS upto FROM purged GROUP BY owner_id
+) p WHERE users.id = p.owner_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept, in seconds. `threads` None: for ever."""
+
+    threads: float | None
+    changes: float
+    idempotency_keys: float
+
+
+class Sweeper:
+    """Sweeps from `start` to `stop`, and once whenever `sweep` is called.
+
+    Args:
+        end_live: ends the answer that is being written in a thread, waiting for its end (see `Generations`).
+        every_seconds: pause between two sweeps.
+        others: further sweeps; each takes a bound and says how much it did.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        retention: Retention,
+        *,
+        end_live: Callable[[UUID], Awaitable[None]],
+        every_seconds: float,
+        others: tuple[Callable[[int], Awaitable[int]], ...] = (),
+    ) -> None:
+        self._database = database
+        self._retention = retention
+        self._end_live = end_live
+        self._every_seconds = every_seconds
+        self._sweeps: tuple[Callable[[int], Awaitable[int]], ...] = (
+            self._expired_threads,
+            self._retired_threads,
+            self._ended_shares,
+            self._old_turns,
+            self._old_changes,
+            *others,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._task = asyncio.create_task(self._run(), name="sweeper")
+
+    async def stop(self) -> None:
+        """Stop sweeping; what is left is found by the next sweep, wherever it runs."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def sweep(self) -> None:
+        """Do all there is to do now; one sweep that fails does not keep the others from theirs."""
+        for sweep in self._sweeps:
+            try:
+                done = _BATCH
+                while done >= _BATCH:
+                    done = await sweep(_BATCH)
+            except DatabaseUnavailableError as error:
+                log.warning("the sweeper waits for the database: %s", error)
+            except Exception:
+                log.exception("a sweep failed; it is tried again")
+
+    async def _run(self) -> None:
+        while True:
+            await self.sweep()
+            await asyncio.sleep(self._every_seconds)
+
+    async def _expired_threads(self, limit: int) -> int:
+        async with self._database.acquire() as connection:
+            live = [row["id"] for row in await connection.fetch(_EXPIRED_LIVE, limit)]
+        for thread_id in live:
+            await self._end_live(thread_id)
+        return await self._delete_one_by_one(_EXPIRED, limit)
+
+    async def _retired_threads(self, limit: int) -> int:
+        if self._retention.threads is None:
+            return 0
+        return await self._delete_one_by_one(_RETIRED, limit, self._retention.threads)
+
+    async def _delete_one_by_one(self, statement: str, limit: int, *values: object) -> int:
+        for done in range(limit):
+            async with self._database.acquire() as connection:
+                if await connection.fetchval(statement, *values) is None:
+                    return done
+        return limit
+
+    async def _ended_shares(self, limit: int) -> int:
+        return await self._rows(_ENDED_SHARES, limit)
+
+    async def _old_turns(self, limit: int) -> int:
+        return await self._rows(_OLD_TURNS, limit, self._retention.idempotency_keys)
+
+    async def _old_changes(self, limit: int) -> int:
+        # Counted by users, whose rows are updated: fewer than changes. It ends when nothing is left to purge.
+        return await self._rows(_OLD_CHANGES, limit, self._retention.changes) * limit
+
+    async def _rows(self, statement: str, limit: int, *values: object) -> int:
+        async with self._database.acquire() as connection:
+            # The command tag, such as "DELETE 3".
+            return int((await connection.execute(statement, limit, *values)).rsplit(" ", 1)[1])
