@@ -28,7 +28,8 @@ class SettingsMutation:
     @strawberry.mutation(description="Change the viewer's choices: those that are given, and no other.")
     async def update_settings(self, info: Info, input: Annotated[UpdateSettingsInput, INPUT]) -> UpdateSettingsPayload:  # noqa: A002
         viewer = info.context.viewer
-        given = set() if input.default_model_id is strawberry.UNSET else {"default_model"}
-        values = SettingsRecord(default_model=input.default_model_id or None)
-        record = await info.context.services.settings.update(viewer, values, given)
+        values: dict[str, str | None] = {}
+        if input.default_model_id is not strawberry.UNSET:
+            values["default_model"] = input.default_model_id
+        record = await info.context.services.settings.update(viewer, SettingsRecord(**values), set(values))
         return UpdateSettingsPayload(settings=Settings(record=record))
