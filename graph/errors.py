@@ -19,6 +19,7 @@ from services.errors import CallerError, ErrorCode, UnavailableError
 log = logging.getLogger(__name__)
 
 MAX_ERRORS = 50
+_MAX_MESSAGE_CHARS = 400
 
 
 def format_errors(errors: list[GraphQLError]) -> list[dict[str, Any]]:
@@ -28,7 +29,7 @@ def format_errors(errors: list[GraphQLError]) -> list[dict[str, Any]]:
 
 def format_error(error: GraphQLError) -> dict[str, Any]:
     """One error as the GraphQL specification (section 7.1.2) has it, with `extensions.code`."""
-    shown: dict[str, Any] = {"message": error.message}
+    shown: dict[str, Any] = {"message": _bounded(error.message)}
     if error.locations:
         shown["locations"] = [{"line": place.line, "column": place.column} for place in error.locations]
     if error.path is not None:
@@ -55,6 +56,11 @@ def format_error(error: GraphQLError) -> dict[str, Any]:
 def code_error(code: ErrorCode, message: str) -> GraphQLError:
     """An error about the request as a whole."""
     return GraphQLError(message, extensions={"code": code.value})
+
+
+def _bounded(message: str) -> str:
+    """graphql-core repeats the value it refuses, however long."""
+    return message if len(message) <= _MAX_MESSAGE_CHARS else message[: _MAX_MESSAGE_CHARS - 1] + "…"
 
 
 def _cause(error: GraphQLError) -> BaseException | None:
