@@ -24,10 +24,8 @@ def _text(value: str) -> str:
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = low - 1
+        # Not int() alone: it takes underscores, blanks and other scripts' digits.
+        number = int(value) if re.fullmatch(r"-?[0-9]{1,20}", value) else low - 1
         if not low <= number <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return number
@@ -93,7 +91,9 @@ def _url(*schemes: str) -> Callable[[str], str]:
             _ = parts.port
         except ValueError:
             parts = urlsplit("")
-        if parts.scheme not in schemes or (parts.scheme != "memory" and not parts.netloc and not parts.query):
+        if parts.scheme not in schemes or (
+            parts.scheme != "memory" and not (parts.netloc or parts.query or parts.path.strip("/"))
+        ):
             raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
         return value.rstrip("/") if parts.scheme.startswith("http") else value
 
@@ -269,6 +269,7 @@ class Settings:
         _url("http", "https"),
         "https://api.openai.com/v1",
         "Any endpoint that speaks the chat-completions format.",
+        secret=True,
     )
     openai_models: tuple[str, ...] = _setting(
         "OPENAI_MODELS",

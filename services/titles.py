@@ -49,6 +49,19 @@ def title_from_text(text: str) -> str:
     return (cut.rsplit(" ", 1)[0] if " " in cut[MAX_TITLE_CHARS // 2 :] else cut) + "…"
 
 
+_QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"))
+
+
+def _unquoted(title: str) -> str:
+    """Without the quotes that models put around a title; quotes within it stay."""
+    title = title.strip()
+    for opening, closing in _QUOTES:
+        inner = title[1:-1]
+        if len(title) > 1 and title[0] == opening and title[-1] == closing and not {opening, closing} & set(inner):
+            return inner.strip()
+    return title if title.strip("\"'“”„«» ") else ""
+
+
 class Titles:
     """Titles by a model, each in a task of its own that ends by its deadline or with `close`.
 
@@ -98,7 +111,7 @@ class Titles:
                     tokens = MessageTokens(estimate_tokens(prompt), estimate_tokens(said), 0, 0, estimated=True)
                 else:
                     tokens = reported_tokens(usage)
-                title = title_from_text(said).strip("\"'“”„«» ")
+                title = _unquoted(title_from_text(said))
                 async with self._database.acquire() as connection:
                     if title:
                         await connection.execute(_SET, thread_id, title)

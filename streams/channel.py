@@ -70,6 +70,7 @@ class _BoundedBroadcast(Broadcast):
     """`broadcaster` with a bound on what waits for a slow handler; beyond it the oldest is dropped, as by a network."""
 
     _listener_task: asyncio.Task[None]
+    _dropped = 0
 
     async def _listener(self) -> None:
         while True:
@@ -77,7 +78,14 @@ class _BoundedBroadcast(Broadcast):
             for queue in list(self._subscribers.get(event.channel, ())):
                 if queue.qsize() >= _WAITING_MESSAGES:
                     queue.get_nowait()
-                    log.warning("a handler of channel %s is too slow; its oldest message was dropped", event.channel)
+                    self._dropped += 1
+                    # At the first, the second, the fourth … : a flood is told of and floods no log.
+                    if self._dropped & (self._dropped - 1) == 0:
+                        log.warning(
+                            "a handler of channel %s is too slow; %d messages were dropped so far",
+                            event.channel,
+                            self._dropped,
+                        )
                 queue.put_nowait(event)
 
 

@@ -67,6 +67,9 @@ UNUSABLE = [
     ("DATABASE_URL", "mysql://localhost/chat", POSTGRES),
     ("DATABASE_URL", "localhost:5432", POSTGRES),
     ("DATABASE_URL", "postgresql://", POSTGRES),
+    ("DATABASE_URL", "postgresql:///", POSTGRES),
+    ("DATABASE_POOL_SIZE", "1_0", "a whole number from 2 to 500"),
+    ("DATABASE_POOL_SIZE", "٣", "a whole number from 2 to 500"),
     ("DATABASE_POOL_SIZE", "1", "a whole number from 2 to 500"),
     ("DATABASE_TIMEOUT_SECONDS", "0", "a number of seconds from 0.1 to 600"),
     ("BROADCAST_URL", "redis://localhost", "a URL that begins with memory://"),
@@ -167,6 +170,7 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
         "DATABASE_URL": f"postgresql://me:{SECRET}@db.example/chat",
         "SESSION_SECRET": SECRET,
         "OPENAI_API_KEY": SECRET,
+        "OPENAI_BASE_URL": f"https://me:{SECRET}@models.example/v1",
     }
     settings = load(given)
     assert settings.database_url == given["DATABASE_URL"]

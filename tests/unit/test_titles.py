@@ -258,11 +258,21 @@ async def test_a_new_title_does_not_move_the_thread_in_the_list(author: Client, 
     [
         (["\n\n  One ", " line \n", "another"], "One line"),
         (['"Quoted"'], "Quoted"),
+        (['On the word "love"'], 'On the word "love"'),
+        (["“One” and “two”"], "“One” and “two”"),
         (["a\x00b", "\ud83d"], "a\ufffdb\ufffd"),
         (["words "] * 1_000, "words " * 12 + "words…"),
         (["x" * 100_000], "x" * 79 + "…"),
     ],
-    ids=["lines", "quotes", "unstorable", "long", "one long word"],
+    ids=[
+        "lines",
+        "quotes",
+        "a quoted word at the end",
+        "quoted words at both ends",
+        "unstorable",
+        "long",
+        "one long word",
+    ],
 )
 async def test_what_a_model_says_becomes_one_short_line(author: Client, said: list[str], title: str) -> None:
     question = f"Say {uuid.uuid4()}"
