@@ -61,7 +61,7 @@ query($archived: Boolean!, $temporary: Boolean!) {
 }
 """
 )
-PATH = G + "query($id: ID!) { thread(id: $id) { messages(first: 100) { nodes { siblings { ...G } } } } }"
+PATH = G + "query($id: ID!) { thread(id: $id) { messages(first: 100) { nodes { id siblings { ...G } } } } }"
 
 
 @asynccontextmanager
@@ -263,6 +263,7 @@ class Copy:
     def __init__(self) -> None:
         self.threads: dict[str, Any] = {}
         self.messages: dict[str, Any] = {}
+        self.leaves: dict[str, str] = {}
         self.projects: dict[str, Any] = {}
         self.settings: Any = None
         self.cursor: str | None = None
@@ -275,9 +276,13 @@ class Copy:
             case "ThreadDeleted":
                 self.threads.pop(event["threadId"], None)
                 gone = event["threadId"]
+                self.leaves.pop(gone, None)
                 self.messages = {key: one for key, one in self.messages.items() if one["thread"]["id"] != gone}
-            case "MessageAdded" | "MessageFinished" | "MessageSelected":
-                self.messages[event["message"]["id"]] = event["message"]
+            case "MessageAdded" | "MessageFinished" | "MessageSelected" as kind:
+                message = event["message"]
+                self.messages[message["id"]] = message
+                if kind != "MessageFinished":
+                    self.leaves[message["thread"]["id"]] = message["id"]
             case "ProjectChanged":
                 self.projects[event["project"]["id"]] = event["project"]
             case "ProjectDeleted":
@@ -296,6 +301,7 @@ class Copy:
                     copy.threads[thread["id"]] = thread
                     path = await client.run(PATH, {"id": thread["id"]})
                     for message in path["thread"]["messages"]["nodes"] if path["thread"] else ():
+                        copy.leaves[thread["id"]] = message["id"]
                         for sibling in message["siblings"]:
                             copy.messages[sibling["id"]] = sibling
                 for project in data["projects"]["nodes"]:
@@ -393,6 +399,7 @@ async def test_a_state_and_the_changes_after_it_are_the_state_now(client: Client
         assert copy.threads == there_is.threads
         assert copy.projects == there_is.projects
         assert copy.settings == there_is.settings
+        assert copy.leaves == there_is.leaves
         # A query of the active paths shows their siblings, not every branch; what it shows the copy must hold.
         assert {key: copy.messages.get(key) for key in there_is.messages} == there_is.messages
         assert {one["thread"]["id"] for one in copy.messages.values()} <= set(there_is.threads)
@@ -424,4 +431,5 @@ async def test_every_mutation_is_told_of_as_it_is_stored(client: Client, owned: 
                 break
     there_is = await Copy.of(client)
     assert (copy.threads, copy.projects, copy.settings) == (there_is.threads, there_is.projects, there_is.settings)
+    assert copy.leaves == there_is.leaves
     assert {key: copy.messages.get(key) for key in there_is.messages} == there_is.messages
