@@ -217,14 +217,15 @@ class Message(Node):
         if self.record.parent_id is None:
             return None
         record = await info.context.loaders.message.load(self.record.parent_id)
-        return None if record is None else Message.of(record)
+        return None if record is None else Message.of(record, self.thread_record)
 
     @strawberry.field(
         description="All versions at this place of the tree, oldest first, this one among them. At most 100."
     )
     async def siblings(self, info: Info) -> list[Message]:
         place = (self.record.thread_id, self.record.parent_id)
-        return [Message.of(record) for record in await info.context.loaders.siblings.load(place)]
+        siblings = await info.context.loaders.siblings.load(place)
+        return [Message.of(record, self.thread_record) for record in siblings]
 
     @strawberry.field(description="What it is made of, in order. Empty while it is STREAMING: read `messageStream`.")
     def parts(self) -> list[MessagePart]:
@@ -273,11 +274,11 @@ class MessageConnection:
     page_info: PageInfo = strawberry.field(description="Where this page lies.")
 
     @classmethod
-    def of(cls, page: Page[MessageRecord]) -> MessageConnection:
-        """From a page of rows."""
+    def of(cls, page: Page[MessageRecord], thread: ThreadRecord) -> MessageConnection:
+        """From a page of rows of a thread."""
         cursors = [PathPosition(record.depth).cursor() for record in page.records]
         edges = [
-            MessageEdge(cursor=Cursor(cursor), node=Message.of(record))
+            MessageEdge(cursor=Cursor(cursor), node=Message.of(record, thread))
             for cursor, record in zip(cursors, page.records, strict=True)
         ]
         return cls(edges=edges, page_info=page_info(page, cursors))

@@ -59,12 +59,13 @@ class Thread(Node):
         self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
     ) -> MessageConnection:
         request = page_request(PathPosition.parse, first, after, last, before)
-        return MessageConnection.of(await info.context.loaders.messages_page(request).load(self.record.id))
+        page = await info.context.loaders.messages_page(request).load(self.record.id)
+        return MessageConnection.of(page, self.record)
 
     @strawberry.field(description="The answer being written now, on whichever branch; null where none is.")
     async def live_message(self, info: Info) -> Message | None:
         record = await info.context.loaders.live_message.load(self.record.id)
-        return None if record is None else Message.of(record)
+        return None if record is None else Message.of(record, self.record)
 
 
 @strawberry.type(description="A thread in its place in the list.")
