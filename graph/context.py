@@ -12,10 +12,12 @@ from graph.loaders import Loaders
 from providers.registry import ModelRegistry
 from services.changes import Changes
 from services.errors import UnauthenticatedError
+from services.forks import Forks
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
 from services.settings import UserSettings
+from services.sharing import Sharing
 from services.threads import Threads
 from services.turns import Turns
 from services.viewer import Sessions, Viewer
@@ -34,6 +36,8 @@ class Services:
     models: ModelRegistry
     projects: Projects
     settings: UserSettings
+    forks: Forks
+    sharing: Sharing
     changes: Changes
     wakeups: Wakeups
 
@@ -73,7 +77,8 @@ class Context:
     @cached_property
     def loaders(self) -> Loaders:
         """The loaders of this operation."""
-        return Loaders(self.viewer, self.services.threads, self.services.messages, self.services.projects)
+        services = self.services
+        return Loaders(self.viewer, services.threads, services.messages, services.projects, services.sharing)
 
 
 Info: TypeAlias = StrawberryInfo[Context, Any]

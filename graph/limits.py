@@ -33,6 +33,7 @@ from graph.errors import code_error
 from services.errors import ErrorCode
 from services.messages import MAX_SIBLINGS
 from services.paging import DEFAULT_PAGE, MAX_NODES, MAX_PAGE
+from services.sharing import MAX_SHARES
 
 MAX_TOKENS = 2_000
 MAX_DEPTH = 12
@@ -48,7 +49,7 @@ _CACHED_CHARS = 100_000
 
 # Fields that give lists, and how long they can be; pages are as long as they are asked to be.
 _PAGES = frozenset({"threads", "messages", "projects"})
-_LISTS = {"siblings": MAX_SIBLINGS, "parts": 4, "models": 20}
+_LISTS = {"siblings": MAX_SIBLINGS, "shares": MAX_SHARES, "parts": 4, "models": 20}
 
 
 class LimitsRule(ASTValidationRule):

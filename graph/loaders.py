@@ -11,10 +11,11 @@ from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from models.records import MessageRecord, ProjectRecord, ThreadRecord
+from models.records import MessageRecord, ProjectRecord, ShareRecord, ThreadRecord
 from services.messages import Messages
 from services.paging import Page, PageRequest, PathPosition, ThreadPosition
 from services.projects import Projects
+from services.sharing import Sharing
 from services.threads import Threads
 from services.viewer import Viewer
 
@@ -24,11 +25,14 @@ Key = TypeVar("Key", bound=Hashable)
 class Loaders:
     """The loaders of one operation of one viewer."""
 
-    def __init__(self, viewer: Viewer, threads: Threads, messages: Messages, projects: Projects) -> None:
+    def __init__(
+        self, viewer: Viewer, threads: Threads, messages: Messages, projects: Projects, sharing: Sharing
+    ) -> None:
         self._viewer = viewer
         self._threads = threads
         self._messages = messages
         self._projects = projects
+        self._sharing = sharing
         self._thread_pages: dict[PageRequest[ThreadPosition], DataLoader[UUID, Page[ThreadRecord]]] = {}
         self._pages: dict[PageRequest[PathPosition], DataLoader[UUID, Page[MessageRecord]]] = {}
         self.thread: DataLoader[UUID, ThreadRecord | None] = DataLoader(self._load_threads, cache=False)
@@ -38,6 +42,7 @@ class Loaders:
         self.siblings: DataLoader[tuple[UUID, UUID | None], list[MessageRecord]] = DataLoader(
             self._load_siblings, cache=False
         )
+        self.shares: DataLoader[UUID, list[ShareRecord]] = DataLoader(self._load_shares, cache=False)
 
     def messages_page(self, request: PageRequest[PathPosition]) -> DataLoader[UUID, Page[MessageRecord]]:
         """The loader of equal pages of many threads."""
@@ -86,6 +91,11 @@ class Loaders:
 
     async def _load_siblings(self, places: list[tuple[UUID, UUID | None]]) -> list[list[MessageRecord]]:
         return await self._messages.siblings(self._viewer, places)
+
+    async def _load_shares(self, thread_ids: list[UUID]) -> list[list[ShareRecord]]:
+        wanted = _unique(thread_ids)
+        found = dict(zip(wanted, await self._sharing.of_threads(self._viewer, wanted), strict=True))
+        return [found[key] for key in thread_ids]
 
 
 def _unique(keys: list[Key]) -> list[Key]:

@@ -18,6 +18,7 @@ from resolvers.models import ModelQuery
 from resolvers.nodes import NodeQuery
 from resolvers.projects import ProjectMutation, ProjectQuery
 from resolvers.settings import SettingsMutation, SettingsQuery
+from resolvers.sharing import SharingMutation, SharingQuery
 from resolvers.threads import ThreadMutation, ThreadQuery
 from resolvers.turns import TurnMutation
 from resolvers.viewer import ViewerMutation, ViewerQuery
@@ -58,13 +59,15 @@ def _error_code_enum() -> EnumMeta:
     )
 
 
-@strawberry.type(description="What can be asked. All but `__typename` and introspection needs a token.")
-class Query(NodeQuery, ViewerQuery, ThreadQuery, MessageQuery, ProjectQuery, ModelQuery, SettingsQuery):
+@strawberry.type(description="What can be asked. All but `__typename`, introspection and `sharedThread` needs a token.")
+class Query(NodeQuery, ViewerQuery, ThreadQuery, MessageQuery, ProjectQuery, ModelQuery, SettingsQuery, SharingQuery):
     """Root of queries."""
 
 
 @strawberry.type(description="What can be changed. All but `startAnonymousSession` needs a token.")
-class Mutation(ViewerMutation, TurnMutation, MessageMutation, ThreadMutation, ProjectMutation, SettingsMutation):
+class Mutation(
+    ViewerMutation, TurnMutation, MessageMutation, ThreadMutation, ProjectMutation, SettingsMutation, SharingMutation
+):
     """Root of mutations."""
 
 

@@ -22,6 +22,7 @@ class IdKind(StrEnum):
     THREAD = "thread"
     MESSAGE = "message"
     PROJECT = "project"
+    SHARE = "share"
 
 
 _KINDS = {kind.value: kind for kind in IdKind}

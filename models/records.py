@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
@@ -201,3 +201,79 @@ MESSAGE_COLUMNS_BUT_PARTS = (
     "updated_at"
 )
 MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRecord:
+    """A row of `shares`, as its owner sees it. Whoever has the token reads the snapshot, so it is in no log."""
+
+    id: UUID
+    thread_id: UUID
+    token: str = field(repr=False)
+    title: str
+    includes_attachments: bool
+    expires_at: datetime | None
+    created_at: datetime
+    message_count: int
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> ShareRecord:
+        """From a row selected with `SHARE_COLUMNS` and `message_count`."""
+        return cls(
+            row["id"],
+            row["thread_id"],
+            row["token"],
+            row["title"],
+            row["includes_attachments"],
+            row["expires_at"],
+            row["created_at"],
+            row["message_count"],
+        )
+
+
+SHARE_COLUMNS = "id, thread_id, token, title, includes_attachments, expires_at, created_at"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedThreadRecord:
+    """A row of `shares`, as anybody with the token sees it: no id, no owner, no thread."""
+
+    token: str = field(repr=False)
+    title: str
+    includes_attachments: bool
+    expires_at: datetime | None
+    created_at: datetime
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> SharedThreadRecord:
+        """From a row with columns of these names."""
+        return cls(row["token"], row["title"], row["includes_attachments"], row["expires_at"], row["created_at"])
+
+
+@dataclass(frozen=True)
+class SharedMessageRecord:
+    """A row of `share_messages`. The parts are decoded when first asked for."""
+
+    position: int
+    role: MessageRole
+    status: MessageStatus
+    parts_json: str
+    model: str | None
+    created_at: datetime
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts in order."""
+        return parts_from_json(self.parts_json)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> SharedMessageRecord:
+        """From a row with columns of these names."""
+        return cls(
+            row["position"],
+            MessageRole(row["role"]),
+            MessageStatus(row["status"]),
+            row["parts"],
+            row["model"],
+            row["created_at"],
+        )

@@ -10,6 +10,7 @@ from graph.context import Context, Info
 from graph.types.message import Message
 from graph.types.node import Node
 from graph.types.project import Project
+from graph.types.share import Share
 from graph.types.thread import Thread
 from models.ids import IdKind, MalformedIdError, parse_any_id
 from services.errors import BadUserInputError
@@ -61,4 +62,9 @@ async def _find(context: Context, ids: list[strawberry.ID], *, field: str) -> li
         for project in await context.services.projects.find_many(viewer, project_ids):
             if project is not None:
                 found[IdKind.PROJECT, project.id] = Project.of(project)
+    share_ids = [key for kind, key in wanted if kind is IdKind.SHARE]
+    if share_ids:
+        for share in await context.services.sharing.find_many(viewer, share_ids):
+            if share is not None:
+                found[IdKind.SHARE, share.id] = Share.of(share)
     return [found.get(place) for place in wanted]

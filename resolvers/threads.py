@@ -14,6 +14,8 @@ from graph.types.thread import (
     ArchiveThreadPayload,
     DeleteThreadInput,
     DeleteThreadPayload,
+    ForkThreadInput,
+    ForkThreadPayload,
     MoveThreadInput,
     MoveThreadPayload,
     PinThreadInput,
@@ -106,6 +108,17 @@ class ThreadMutation:
         thread_id = key_of(IdKind.THREAD, input.thread_id, field="threadId")
         record = await info.context.services.threads.set_expiry(viewer, thread_id, input.expires_at)
         return SetThreadExpiryPayload(thread=Thread.of(record))
+
+    @strawberry.mutation(
+        description="Copy a message and all that leads to it into a new thread, with new ids; attachments are referred "
+        "to, not copied. It stands in the same project and expires when the old one does, but is not pinned. "
+        "THREAD_BUSY where the message is being written."
+    )
+    async def fork_thread(self, info: Info, input: Annotated[ForkThreadInput, INPUT]) -> ForkThreadPayload:  # noqa: A002
+        viewer = info.context.viewer
+        message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
+        record = await info.context.services.forks.fork(viewer, message_id, input.title)
+        return ForkThreadPayload(thread=Thread.of(record))
 
     @strawberry.mutation(
         description="Delete a thread with its messages. An answer being written in it is stopped first; usage stays "

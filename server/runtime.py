@@ -22,11 +22,13 @@ from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, 
 from server.app import Application
 from server.pages import Health
 from services.changes import Changes
+from services.forks import Forks
 from services.generation import GenerationLimits, Generations
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
 from services.settings import UserSettings
+from services.sharing import Sharing
 from services.sweeper import Retention, Sweeper
 from services.threads import Threads
 from services.titles import Titles
@@ -247,6 +249,7 @@ class Server:
         )
         threads = Threads(self.database, end_live=self.generations.end_live)
         projects = Projects(self.database, models, end_live=self.generations.end_live)
+        sharing = Sharing(self.database)
         user_settings = UserSettings(self.database, models)
         return Services(
             sessions=sessions,
@@ -259,7 +262,9 @@ class Server:
             models=models,
             projects=projects,
             settings=user_settings,
-            changes=Changes(self.database, self.wakeups, threads, messages, projects, user_settings),
+            forks=Forks(self.database),
+            sharing=sharing,
+            changes=Changes(self.database, self.wakeups, threads, messages, projects, sharing, user_settings),
             wakeups=self.wakeups,
         )
 

@@ -15,12 +15,13 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from models.database import Database
-from models.records import MessageRecord, ProjectRecord, ThreadRecord
+from models.records import MessageRecord, ProjectRecord, ShareRecord, ThreadRecord
 from services.errors import CursorAheadError, CursorMismatchError, UnauthenticatedError
 from services.messages import Messages
 from services.paging import FeedPosition, position_of
 from services.projects import Projects
 from services.settings import SettingsRecord, UserSettings
+from services.sharing import Sharing
 from services.threads import Threads
 from services.viewer import Viewer
 from services.wakeups import Wakeups
@@ -75,14 +76,16 @@ class FeedReset:
     reason: ResetReason
 
 
-ChangedObject: TypeAlias = ThreadRecord | MessageRecord | ProjectRecord | SettingsRecord | FeedReset | UUID | None
+ChangedObject: TypeAlias = (
+    ThreadRecord | MessageRecord | ProjectRecord | ShareRecord | SettingsRecord | FeedReset | UUID | None
+)
 
 
 @dataclass(frozen=True, slots=True)
 class FeedChange:
     """One change with the position behind it. `changed` is a row, the key of what is gone, or None (usage).
 
-    A message comes with its thread, read before the change is told: it may be deleted while it is.
+    A message or share comes with its thread, read before the change is told: it may be deleted while it is.
     """
 
     cursor: str
@@ -101,6 +104,7 @@ class Changes:
         threads: Threads,
         messages: Messages,
         projects: Projects,
+        sharing: Sharing,
         settings: UserSettings,
     ) -> None:
         self._database = database
@@ -108,6 +112,7 @@ class Changes:
         self._threads = threads
         self._messages = messages
         self._projects = projects
+        self._sharing = sharing
         self._settings = settings
 
     async def read(self, viewer: Viewer, after: str | None) -> AsyncGenerator[FeedChange, None]:
@@ -164,7 +169,9 @@ class Changes:
                 places[place] = row["id"]
         message_ids = [key for kind in _OF_MESSAGES for key in wanted[kind]]
         messages = await _found(self._messages.find_many, viewer, message_ids)
+        shares = await _found(self._sharing.find_many, viewer, wanted[ChangeKind.SHARE])
         thread_ids = wanted[ChangeKind.THREAD] + [message.thread_id for message in messages.values()]
+        thread_ids += [share.thread_id for share in shares.values()]
         threads = await _found(self._threads.find_many, viewer, thread_ids)
         projects = await _found(self._projects.find_many, viewer, wanted[ChangeKind.PROJECT])
         told: list[FeedChange] = []
@@ -183,7 +190,10 @@ class Changes:
                 case _ if kind in _OF_MESSAGES and (message := messages.get(key)):
                     thread = threads.get(message.thread_id)
                     changed = None if thread is None else message
-                case ChangeKind.THREAD_DELETED | ChangeKind.PROJECT_DELETED:
+                case ChangeKind.SHARE if share := shares.get(key):
+                    thread = threads.get(share.thread_id)
+                    changed = None if thread is None else share
+                case ChangeKind.THREAD_DELETED | ChangeKind.PROJECT_DELETED | ChangeKind.SHARE_REVOKED:
                     changed = key
             if changed is not None or kind is ChangeKind.USAGE:
                 told.append(FeedChange(_cursor(viewer, change_id), kind, changed, thread))

@@ -61,11 +61,11 @@ SELECT id, parent_id, depth, active FROM up
 # Descends by the child that was on the path last, to the leaf that was left.
 _DESCEND = """
 WITH RECURSIVE down AS (
-    SELECT id, active_child_id FROM messages WHERE id = $1
+    SELECT id, active_child_id, depth FROM messages WHERE id = $1
     UNION ALL
-    SELECT m.id, m.active_child_id FROM messages m JOIN down ON m.id = down.active_child_id
+    SELECT m.id, m.active_child_id, m.depth FROM messages m JOIN down ON m.id = down.active_child_id
 )
-SELECT id FROM down
+SELECT id FROM down ORDER BY depth
 """
 
 
@@ -143,17 +143,24 @@ class Messages:
             )
             if locked is None:
                 raise NotFoundError("message", field="messageId")
-            await activate_branch(connection, locked["id"], message_id)
+            leaf = await activate_branch(connection, locked["id"], message_id)
             row = await connection.fetchrow(_FIND, [message_id], viewer.id)
+            if leaf is not None:
+                # The last statement: its lock must come behind all others (see `record_change` in the migrations).
+                await connection.execute("SELECT record_change($1, 'MESSAGE_SELECTED', $2)", viewer.id, leaf)
         return ThreadRecord.from_row(locked), MessageRecord.from_row(row)
 
 
-async def activate_branch(connection: Connection, thread_id: UUID, message_id: UUID) -> None:
-    """Lead the active path through this message. The caller holds the thread's row lock."""
+async def activate_branch(connection: Connection, thread_id: UUID, message_id: UUID) -> UUID | None:
+    """Lead the active path through this message. The caller holds the thread's row lock.
+
+    Returns:
+        The end of the new path, or None where the message was on the path already and nothing changed.
+    """
     climbed = await connection.fetch(_CLIMB, message_id)
     fork = next((row["depth"] for row in climbed if row["active"]), -1)
     if climbed[0]["active"]:
-        return
+        return None
     joining = [row for row in climbed if not row["active"]]
     below = await connection.fetch(_DESCEND, message_id)
     await connection.execute(
@@ -171,6 +178,8 @@ async def activate_branch(connection: Connection, thread_id: UUID, message_id: U
         [row["parent_id"] for row in joining],
         [row["id"] for row in joining],
     )
+    leaf: UUID = below[-1]["id"]
+    return leaf
 
 
 async def leave_branch(connection: Connection, thread_id: UUID, parent_id: UUID | None) -> None:

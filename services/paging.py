@@ -146,6 +146,27 @@ class AgePosition:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPosition:
+    """A place in a shared thread: the message's position in the snapshot."""
+
+    position: int
+
+    _FORM = struct.Struct(">cI")
+
+    def cursor(self) -> str:
+        """The cursor of this place."""
+        return _encode(self._FORM.pack(b"L", self.position))
+
+    @classmethod
+    def parse(cls, cursor: str) -> SharedPosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, position = cls._FORM.unpack(_decode(cursor))
+        if kind != b"L" or position > 2**31 - 1:
+            raise ValueError(cursor)
+        return cls(position)
+
+
+@dataclass(frozen=True, slots=True)
 class FeedPosition:
     """A place in a viewer's feed: the last change seen. `whose` is the half of the viewer's key that is random."""
 

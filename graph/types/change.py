@@ -11,9 +11,10 @@ from graph.scalars import Cursor
 from graph.types.message import Message
 from graph.types.project import Project
 from graph.types.settings import Settings
+from graph.types.share import Share
 from graph.types.thread import Thread
 from models.ids import IdKind, outside_id
-from models.records import MessageRecord, ProjectRecord, ThreadRecord
+from models.records import MessageRecord, ProjectRecord, ShareRecord, ThreadRecord
 from services import changes
 from services.changes import ChangeKind, FeedReset
 from services.settings import SettingsRecord
@@ -28,7 +29,7 @@ class ChangesResetReason(Enum):
     STARTED = strawberry.enum_value("STARTED", description="The subscription began without `after`.")
     EXPIRED = strawberry.enum_value("EXPIRED", description="`after` is older than the feed is kept.")
     REPLACED = strawberry.enum_value(
-        "REPLACED", description="So much came at once, by an import or a claim, that it is not told one by one."
+        "REPLACED", description="So much came at once, by an import, a claim or a fork, that it is not told one by one."
     )
 
 
@@ -102,6 +103,22 @@ class ProjectDeleted:
     project_id: strawberry.ID = strawberry.field(description="Its id.")
 
 
+@strawberry.type(description="A link to a snapshot of a thread was made.")
+class ShareChanged:
+    """A link as it is now."""
+
+    cursor: Cursor = strawberry.field(description=_CURSOR)
+    share: Share = strawberry.field(description="As it is now.")
+
+
+@strawberry.type(description="A link was revoked, or removed after it had expired.")
+class ShareRevoked:
+    """A link's end."""
+
+    cursor: Cursor = strawberry.field(description=_CURSOR)
+    share_id: strawberry.ID = strawberry.field(description="Its id.")
+
+
 @strawberry.type(description="The viewer's settings were changed.")
 class SettingsChanged:
     """Settings as they are now."""
@@ -126,6 +143,8 @@ Event: TypeAlias = (
     | MessageSelected
     | ProjectChanged
     | ProjectDeleted
+    | ShareChanged
+    | ShareRevoked
     | SettingsChanged
     | UsageChanged
 )
@@ -151,10 +170,14 @@ def change_of(change: changes.FeedChange) -> Event:
             return _OF_MESSAGES[change.kind](cursor=cursor, message=Message.of(changed, change.thread))
         case ProjectRecord():
             return ProjectChanged(cursor=cursor, project=Project.of(changed))
+        case ShareRecord():
+            return ShareChanged(cursor=cursor, share=Share.of(changed, change.thread))
         case SettingsRecord():
             return SettingsChanged(cursor=cursor, settings=Settings(record=changed))
         case None:
             return UsageChanged(cursor=cursor)
+    if change.kind is ChangeKind.SHARE_REVOKED:
+        return ShareRevoked(cursor=cursor, share_id=strawberry.ID(outside_id(IdKind.SHARE, changed)))
     if change.kind is ChangeKind.THREAD_DELETED:
         return ThreadDeleted(cursor=cursor, thread_id=strawberry.ID(outside_id(IdKind.THREAD, changed)))
     return ProjectDeleted(cursor=cursor, project_id=strawberry.ID(outside_id(IdKind.PROJECT, changed)))

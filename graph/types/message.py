@@ -197,8 +197,8 @@ class Message(Node):
             id=strawberry.ID(outside_id(IdKind.MESSAGE, record.id)),
             record=record,
             thread_record=thread,
-            role=_ROLES[record.role.value],
-            status=_STATUSES[record.status.value],
+            role=MESSAGE_ROLES[record.role.value],
+            status=MESSAGE_STATUSES[record.status.value],
             created_at=record.created_at,
             updated_at=record.updated_at,
         )
@@ -239,22 +239,28 @@ class Message(Node):
     def model(self, info: Info) -> Model | None:
         return model_of(info.context.services.models, self.record.model)
 
-    @strawberry.field(description="What it consumed; null for a user's message and while it is STREAMING.")
+    @strawberry.field(
+        description="What it consumed; null for a user's message, while it is STREAMING, and in a copy of a share."
+    )
     def usage(self) -> MessageUsage | None:
         return None if self.record.tokens is None else MessageUsage.of(self.record.tokens)
 
-    @strawberry.field(description="Why it is not whole; null where it is, and where its user stopped it.")
+    @strawberry.field(
+        description="Why it is not whole; null where it is, where its user stopped it, and in a copy of a share."
+    )
     def error(self) -> MessageError | None:
         return None if self.record.failure is None else MessageError.of(self.record.failure)
 
-    @strawberry.field(description="Milliseconds from its beginning to its end; null for a user's message.")
+    @strawberry.field(
+        description="Milliseconds from its beginning to its end; null for a user's message and in a copy of a share."
+    )
     def duration_ms(self) -> int | None:
         return self.record.duration_ms
 
 
 # Enum(value) is a Python call; a dict of the few values is not.
-_ROLES = dict(MessageRole.__members__)
-_STATUSES = dict(MessageStatus.__members__)
+MESSAGE_ROLES = dict(MessageRole.__members__)
+MESSAGE_STATUSES = dict(MessageStatus.__members__)
 _CODES = dict(MessageErrorCode.__members__)
 
 

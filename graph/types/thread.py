@@ -12,6 +12,7 @@ from graph.types.connection import After, Before, First, Last, PageInfo, page_in
 from graph.types.message import Message, MessageConnection
 from graph.types.node import Node
 from graph.types.project import Project
+from graph.types.share import Share
 from models.ids import IdKind, outside_id
 from models.records import ThreadRecord
 from services.paging import Page, PathPosition, ThreadPosition, page_request
@@ -66,6 +67,10 @@ class Thread(Node):
     async def live_message(self, info: Info) -> Message | None:
         record = await info.context.loaders.live_message.load(self.record.id)
         return None if record is None else Message.of(record, self.record)
+
+    @strawberry.field(description="The links to snapshots of it that have not expired, newest first. At most 100.")
+    async def shares(self, info: Info) -> list[Share]:
+        return [Share.of(record, self.record) for record in await info.context.loaders.shares.load(self.record.id)]
 
 
 @strawberry.type(description="A thread in its place in the list.")
@@ -190,6 +195,23 @@ class SetThreadExpiryPayload:
     """Payload of `setThreadExpiry`."""
 
     thread: Thread = strawberry.field(description="As it is now.")
+
+
+@strawberry.input(description="A message whose branch is to become a thread of its own.")
+class ForkThreadInput:
+    """Input of `forkThread`."""
+
+    message_id: strawberry.ID = strawberry.field(description="The last message to copy, on whichever branch.")
+    title: str | None = strawberry.field(
+        default=None, description="The new thread's title, at most 800 bytes; null takes the old one's."
+    )
+
+
+@strawberry.type(description="The new thread.")
+class ForkThreadPayload:
+    """Payload of `forkThread`."""
+
+    thread: Thread = strawberry.field(description="With its copies on the active path.")
 
 
 @strawberry.input(description="A thread to delete.")

@@ -26,10 +26,12 @@ __all__ = ["owned"]  # a fixture of test_ownership
 T = "fragment T on Thread { id title pinned archived temporary expiresAt project { id } updatedAt }"
 G = "fragment G on Message { id thread { id } parent { id } role status text }"
 P = "fragment P on Project { id name description color icon prompt archived threadCount updatedAt }"
+S = "fragment S on Share { id title expiresAt messageCount thread { id } }"
 CHANGES = (
     T
     + G
     + P
+    + S
     + """
 subscription($after: Cursor) {
   changes(after: $after) {
@@ -42,6 +44,8 @@ subscription($after: Cursor) {
     ... on MessageSelected { cursor message { ...G } }
     ... on ProjectChanged { cursor project { ...P } }
     ... on ProjectDeleted { cursor projectId }
+    ... on ShareChanged { cursor share { ...S } }
+    ... on ShareRevoked { cursor shareId }
     ... on SettingsChanged { cursor settings { defaultModel { id } } }
     ... on UsageChanged { cursor }
   }
@@ -61,7 +65,11 @@ query($archived: Boolean!, $temporary: Boolean!) {
 }
 """
 )
-PATH = G + "query($id: ID!) { thread(id: $id) { messages(first: 100) { nodes { id siblings { ...G } } } } }"
+PATH = (
+    G
+    + S
+    + "query($id: ID!) { thread(id: $id) { shares { ...S } messages(first: 100) { nodes { id siblings { ...G } } } } }"
+)
 
 
 @asynccontextmanager
@@ -265,6 +273,7 @@ class Copy:
         self.messages: dict[str, Any] = {}
         self.leaves: dict[str, str] = {}
         self.projects: dict[str, Any] = {}
+        self.shares: dict[str, Any] = {}
         self.settings: Any = None
         self.cursor: str | None = None
 
@@ -278,6 +287,7 @@ class Copy:
                 gone = event["threadId"]
                 self.leaves.pop(gone, None)
                 self.messages = {key: one for key, one in self.messages.items() if one["thread"]["id"] != gone}
+                self.shares = {key: one for key, one in self.shares.items() if one["thread"]["id"] != gone}
             case "MessageAdded" | "MessageFinished" | "MessageSelected" as kind:
                 message = event["message"]
                 self.messages[message["id"]] = message
@@ -287,6 +297,10 @@ class Copy:
                 self.projects[event["project"]["id"]] = event["project"]
             case "ProjectDeleted":
                 self.projects.pop(event["projectId"], None)
+            case "ShareChanged":
+                self.shares[event["share"]["id"]] = event["share"]
+            case "ShareRevoked":
+                self.shares.pop(event["shareId"], None)
             case "SettingsChanged":
                 self.settings = event["settings"]
 
@@ -300,6 +314,8 @@ class Copy:
                 for thread in data["threads"]["nodes"]:
                     copy.threads[thread["id"]] = thread
                     path = await client.run(PATH, {"id": thread["id"]})
+                    for share in path["thread"]["shares"] if path["thread"] else ():
+                        copy.shares[share["id"]] = share
                     for message in path["thread"]["messages"]["nodes"] if path["thread"] else ():
                         copy.leaves[thread["id"]] = message["id"]
                         for sibling in message["siblings"]:
@@ -319,6 +335,7 @@ class Writers:
         self.threads: list[str] = []
         self.projects: list[str] = []
         self.answers: list[str] = []
+        self.shares: list[str] = []
 
     async def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -333,7 +350,7 @@ class Writers:
         project = chance.choice([*self.projects, None])
         thread = chance.choice(self.threads) if self.threads else None
         model = chance.choice(["two-words", "fails-midway", "hangs-up"])
-        match chance.randrange(12):
+        match chance.randrange(15):
             case 0:
                 self.projects.append(await create_project(client, f"p{chance.random()}"))
             case 1 | 2 | 3:
@@ -358,6 +375,15 @@ class Writers:
                 await mutate(client, "deleteProject", {"projectId": project, "deleteThreads": chance.random() < 0.5})
             case 11 if thread and chance.random() < 0.4:
                 await mutate(client, "deleteThread", {"threadId": thread})
+            case 12 if self.answers:
+                query = "mutation($id: ID!) { forkThread(input: {messageId: $id}) { thread { id } } }"
+                forked = await client.run(query, {"id": chance.choice(self.answers)})
+                self.threads.append(forked["forkThread"]["thread"]["id"])
+            case 13 if thread:
+                query = "mutation($id: ID!) { shareThread(input: {threadId: $id}) { share { id } } }"
+                self.shares.append((await client.run(query, {"id": thread}))["shareThread"]["share"]["id"])
+            case 14 if self.shares:
+                await mutate(client, "revokeShare", {"shareId": chance.choice(self.shares)})
             case _:
                 await mutate(client, "updateSettings", {"defaultModelId": chance.choice(["two-words", None])})
 
@@ -398,6 +424,7 @@ async def test_a_state_and_the_changes_after_it_are_the_state_now(client: Client
     for copy in copies:
         assert copy.threads == there_is.threads
         assert copy.projects == there_is.projects
+        assert copy.shares == there_is.shares
         assert copy.settings == there_is.settings
         assert copy.leaves == there_is.leaves
         # A query of the active paths shows their siblings, not every branch; what it shows the copy must hold.
@@ -431,5 +458,6 @@ async def test_every_mutation_is_told_of_as_it_is_stored(client: Client, owned: 
                 break
     there_is = await Copy.of(client)
     assert (copy.threads, copy.projects, copy.settings) == (there_is.threads, there_is.projects, there_is.settings)
+    assert copy.shares == there_is.shares
     assert copy.leaves == there_is.leaves
     assert {key: copy.messages.get(key) for key in there_is.messages} == there_is.messages

@@ -24,7 +24,10 @@ SCHEMA = build_schema()._schema
 # reach something by it: "<root>.<field> <more words>".
 ROWS: dict[str, tuple[str, str]] = {
     "query.node": ('query { it: node(id: "{thread}") { id } }', "null"),
-    "query.nodes": ('query { it: nodes(ids: ["{thread}", "{question}", "{answer}", "{project}"]) { id } }', "null"),
+    "query.nodes": (
+        'query { it: nodes(ids: ["{thread}", "{question}", "{answer}", "{project}", "{share}"]) { id } }',
+        "null",
+    ),
     "query.viewer": ("query { it: viewer { id anonymous } }", "own"),
     "query.threads": ("query { it: threads { nodes { id messages { nodes { text } } } } }", "own"),
     "query.threads of a project": (
@@ -39,6 +42,10 @@ ROWS: dict[str, tuple[str, str]] = {
     "query.projects": ("query { it: projects { nodes { id threads { nodes { id } } } } }", "own"),
     "query.project": ('query { it: project(id: "{project}") { id threads { nodes { id } } } }', "null"),
     "query.settings": ("query { it: settings { defaultModel { id } } }", "own"),
+    "query.sharedThread": (
+        'query { it: sharedThread(token: "{token}") { title messages { nodes { position text } } } }',
+        "open",
+    ),
     "query.models": ("query { it: models { id } }", "own"),
     "mutation.startAnonymousSession": ("mutation { it: startAnonymousSession { viewer { id } } }", "open"),
     "mutation.sendMessage": (
@@ -80,6 +87,22 @@ ROWS: dict[str, tuple[str, str]] = {
     "mutation.deleteThread": (
         'mutation { it: deleteThread(input: {threadId: "{thread}"}) { deletedThreadId } }',
         "NOT_FOUND",
+    ),
+    "mutation.forkThread": (
+        'mutation { it: forkThread(input: {messageId: "{answer}"}) { thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.shareThread": (
+        'mutation { it: shareThread(input: {threadId: "{thread}"}) { share { id token } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.revokeShare": (
+        'mutation { it: revokeShare(input: {shareId: "{share}"}) { revokedShareId thread { id } } }',
+        "NOT_FOUND",
+    ),
+    "mutation.forkSharedThread": (
+        'mutation { it: forkSharedThread(input: {token: "{token}"}) { thread { id messages { nodes { id } } } } }',
+        "own",
     ),
     "mutation.archiveThread": (
         'mutation { it: archiveThread(input: {threadId: "{thread}"}) { thread { id } } }',
@@ -159,11 +182,15 @@ async def owned(client: Client) -> dict[str, str]:
     project = created["createProject"]["project"]["id"]
     turn = await client.send("Owned", projectId=project)
     await client.finish(turn["assistantMessage"]["id"])
+    share = "mutation($id: ID!) { shareThread(input: {threadId: $id}) { share { id token } } }"
+    shared = (await client.run(share, {"id": turn["thread"]["id"]}))["shareThread"]["share"]
     return {
         "thread": turn["thread"]["id"],
         "question": turn["userMessage"]["id"],
         "answer": turn["assistantMessage"]["id"],
         "project": project,
+        "share": shared["id"],
+        "token": shared["token"],
     }
 
 
@@ -190,6 +217,11 @@ async def snapshot(server: Server, ids: dict[str, str]) -> list[tuple[Any, ...]]
         rows += await connection.fetch("SELECT * FROM messages WHERE thread_id = $1 ORDER BY id", thread)
         project = parse_id(IdKind.PROJECT, ids["project"])
         rows += await connection.fetch("SELECT * FROM projects WHERE id = $1", project)
+        rows += await connection.fetch("SELECT * FROM shares WHERE thread_id = $1 ORDER BY id", thread)
+        rows += await connection.fetch(
+            "SELECT m.* FROM share_messages m JOIN shares s ON s.id = share_id WHERE thread_id = $1 ORDER BY m.id",
+            thread,
+        )
         rows += await connection.fetch("SELECT * FROM turns WHERE thread_id = $1 ORDER BY id", thread)
         return [tuple(row) for row in rows]
     finally:
@@ -217,7 +249,7 @@ async def test_another_user_sees_and_changes_nothing(
     if expected == "NOT_FOUND":
         assert outcomes[0][0]["extensions"]["code"] == "NOT_FOUND"
     elif expected == "null":
-        assert outcomes[0] in (None, [None, None, None, None])
+        assert outcomes[0] in (None, [None] * 5)
     else:
         assert not any(value in str(outcomes[0]) for value in (*owned.values(), client.id))
     if expected in ("NOT_FOUND", "null"):

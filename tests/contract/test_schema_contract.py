@@ -143,6 +143,7 @@ def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
         "Thread.messages",
         "Query.projects",
         "Project.threads",
+        "SharedThread.messages",
     }
     for place, field in connections:
         paging = {name: str(argument.type) for name, argument in field.args.items()}
@@ -168,8 +169,10 @@ def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
 def test_a_list_that_no_page_bounds_is_bounded_by_its_description() -> None:
     unpaged = {place for place, field in fields() if str(field.type).startswith("[") and "Connection." not in place}
     # Parts are bounded by the length of an answer, models by the operator's settings.
-    assert unpaged == {"Message.parts", "Message.siblings", "Query.models", "Query.nodes"}
-    for place in ("Message.siblings", "Query.nodes"):
+    by_nature = {"Message.parts", "SharedMessage.parts", "Query.models"}
+    by_number = {"Message.siblings", "Query.nodes", "Thread.shares"}
+    assert unpaged == by_nature | by_number
+    for place in by_number:
         described = dict(entry for kind in OURS for entry in descriptions(kind))[place]
         assert "most 100" in (described or "")
 
@@ -237,5 +240,6 @@ def test_an_argument_is_required_only_where_nothing_can_be_done_without_it() -> 
         "Query.thread": {"id"},
         "Query.message": {"id"},
         "Query.project": {"id"},
+        "Query.sharedThread": {"token"},
         "Subscription.messageStream": {"messageId"},
     }

@@ -1,0 +1,147 @@
+"""Shared threads, as anybody with the token of a link sees them.
+
+Nothing here is a Node, and nothing leads to one: no id that another field takes, no thread, no owner. The parts are a
+union of their own, so that a part which names something of its owner's cannot come in by being added to messages.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from graph.context import Info
+from graph.scalars import Cursor
+from graph.types.connection import After, Before, First, Last, PageInfo, page_info
+from graph.types.message import (
+    MESSAGE_ROLES,
+    MESSAGE_STATUSES,
+    MessageRole,
+    MessageStatus,
+    ReasoningPart,
+    SourcePart,
+    TextPart,
+    ToolPart,
+    part_of,
+)
+from graph.types.model import Model, model_of
+from graph.types.thread import Thread
+from models.parts import parts_text
+from models.records import SharedMessageRecord, SharedThreadRecord
+from services.paging import Page, SharedPosition, page_request
+
+SharedMessagePart = Annotated[
+    TextPart | ReasoningPart | ToolPart | SourcePart,
+    strawberry.union("SharedMessagePart", description="One part of a shared message."),
+]
+
+
+@strawberry.type(description="A copy of a message as it was when its thread was shared. It has no id.")
+class SharedMessage:
+    """A message of a shared thread."""
+
+    record: strawberry.Private[SharedMessageRecord]
+    position: int = strawberry.field(description="Its place in the snapshot, from 0.")
+    role: MessageRole = strawberry.field(description="Who speaks.")
+    status: MessageStatus = strawberry.field(description="How it ended; never STREAMING.")
+    created_at: datetime = strawberry.field(description="When it was begun.")
+
+    @classmethod
+    def of(cls, record: SharedMessageRecord) -> SharedMessage:
+        """From its row."""
+        return cls(
+            record=record,
+            position=record.position,
+            role=MESSAGE_ROLES[record.role.value],
+            status=MESSAGE_STATUSES[record.status.value],
+            created_at=record.created_at,
+        )
+
+    @strawberry.field(description="What it is made of, in order: text, reasoning, tool calls and sources as shown.")
+    def parts(self) -> list[SharedMessagePart]:
+        return [part_of(part) for part in self.record.parts]
+
+    @strawberry.field(description="Its text parts, joined.")
+    def text(self) -> str:
+        return parts_text(self.record.parts)
+
+    @strawberry.field(description="The model that wrote it; null for a user's message.")
+    def model(self, info: Info) -> Model | None:
+        return model_of(info.context.services.models, self.record.model)
+
+
+@strawberry.type(description="A shared message in its place.")
+class SharedMessageEdge:
+    """An edge."""
+
+    cursor: Cursor = strawberry.field(description="This place.")
+    node: SharedMessage = strawberry.field(description="The message.")
+
+
+@strawberry.type(description="A page of a shared thread, oldest first.")
+class SharedMessageConnection:
+    """A connection of shared messages."""
+
+    edges: list[SharedMessageEdge] = strawberry.field(description="The messages with their places.")
+    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+
+    @classmethod
+    def of(cls, page: Page[SharedMessageRecord]) -> SharedMessageConnection:
+        """From a page of rows."""
+        cursors = [SharedPosition(record.position).cursor() for record in page.records]
+        edges = [
+            SharedMessageEdge(cursor=Cursor(cursor), node=SharedMessage.of(record))
+            for cursor, record in zip(cursors, page.records, strict=True)
+        ]
+        return cls(edges=edges, page_info=page_info(page, cursors))
+
+    @strawberry.field(description="The messages without their places.")
+    def nodes(self) -> list[SharedMessage]:
+        return [edge.node for edge in self.edges]
+
+
+@strawberry.type(description="A snapshot of somebody's thread, for whoever has the token of its link.")
+class SharedThread:
+    """A shared thread."""
+
+    record: strawberry.Private[SharedThreadRecord]
+    title: str = strawberry.field(description="As its sharer named it.")
+    includes_attachments: bool = strawberry.field(description="Whether its files are shown.")
+    expires_at: datetime | None = strawberry.field(description="When the link ends by itself, if ever.")
+    created_at: datetime = strawberry.field(description="When the snapshot was made.")
+
+    @classmethod
+    def of(cls, record: SharedThreadRecord) -> SharedThread:
+        """From its row."""
+        return cls(
+            record=record,
+            title=record.title,
+            includes_attachments=record.includes_attachments,
+            expires_at=record.expires_at,
+            created_at=record.created_at,
+        )
+
+    @strawberry.field(
+        description="Its messages, oldest first. Each page asks anew whether the link is still good: NOT_FOUND where "
+        "it was revoked meanwhile."
+    )
+    async def messages(
+        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
+    ) -> SharedMessageConnection:
+        request = page_request(SharedPosition.parse, first, after, last, before)
+        return SharedMessageConnection.of(await info.context.services.sharing.page(self.record, request))
+
+
+@strawberry.input(description="A shared thread to go on with.")
+class ForkSharedThreadInput:
+    """Input of `forkSharedThread`."""
+
+    token: str = strawberry.field(description="The token of the link.")
+
+
+@strawberry.type(description="The viewer's own copy of a shared thread.")
+class ForkSharedThreadPayload:
+    """Payload of `forkSharedThread`."""
+
+    thread: Thread = strawberry.field(description="The new thread.")
