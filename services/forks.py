@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import asyncpg
-
 from models.database import Database
 from models.ids import new_id
 from models.records import THREAD_COLUMNS, MessageStatus, ThreadRecord
@@ -31,7 +29,9 @@ MAX_TOLD_MESSAGES = 200
 _FIND = "SELECT depth, status FROM messages WHERE id = $1 AND owner_id = $2"
 # By parents, not by the active path: any branch can be forked. One statement, so one snapshot: whatever happens to the
 # thread meanwhile, the copy is of one moment. The new ids are by depth, so a copy's neighbours are those of its depth;
-# beyond both ends of the array is null.
+# beyond both ends of the array is null. The project is locked first, as strongly as the count of its threads will need
+# it: the foreign key's weaker lock, raised later, would be a deadlock with a deletion of the project. Where that wins,
+# the fork is in none.
 _FORK = f"""
 WITH RECURSIVE branch AS (
     SELECT id, parent_id, thread_id FROM messages WHERE id = $1 AND owner_id = $2
@@ -40,7 +40,7 @@ WITH RECURSIVE branch AS (
 ), thread AS (
     INSERT INTO threads (id, owner_id, title, title_source, pinned, temporary, project_id, expires_at)
     SELECT $3, $2, coalesce($4, t.title), CASE WHEN $4::text IS NULL THEN t.title_source ELSE 'USER' END, false,
-        t.temporary, (SELECT id FROM projects WHERE id = t.project_id AND owner_id = $2), t.expires_at
+        t.temporary, (SELECT id FROM projects WHERE id = t.project_id AND owner_id = $2 FOR NO KEY UPDATE), t.expires_at
     FROM branch JOIN threads t ON t.id = branch.thread_id WHERE branch.id = $1
     RETURNING {THREAD_COLUMNS}
 ), copies AS (
@@ -76,13 +76,6 @@ class Forks:
         """
         if title is not None:
             title = checked_line(title, field="title", max_bytes=MAX_TITLE_BYTES)
-        try:
-            return await self._fork(viewer, message_id, title)
-        except asyncpg.ForeignKeyViolationError:
-            # The project was deleted while its thread was being copied; the thread is in none any more.
-            return await self._fork(viewer, message_id, title)
-
-    async def _fork(self, viewer: Viewer, message_id: UUID, title: str | None) -> ThreadRecord:
         async with self._database.transaction() as connection:
             found = await connection.fetchrow(_FIND, message_id, viewer.id)
             if found is None:

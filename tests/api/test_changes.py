@@ -308,7 +308,8 @@ class Copy:
     async def of(cls, client: Client) -> Copy:
         """What there is, asked for by queries."""
         copy = cls()
-        for archived in (False, True):
+        # Twice, for what is brought back from the archive between the two lists.
+        for archived in (False, True, False):
             for temporary in (False, True):
                 data = await client.run(LISTS, {"archived": archived, "temporary": temporary})
                 for thread in data["threads"]["nodes"]:
@@ -350,7 +351,7 @@ class Writers:
         project = chance.choice([*self.projects, None])
         thread = chance.choice(self.threads) if self.threads else None
         model = chance.choice(["two-words", "fails-midway", "hangs-up"])
-        match chance.randrange(15):
+        match chance.randrange(17):
             case 0:
                 self.projects.append(await create_project(client, f"p{chance.random()}"))
             case 1 | 2 | 3:
@@ -384,6 +385,8 @@ class Writers:
                 self.shares.append((await client.run(query, {"id": thread}))["shareThread"]["share"]["id"])
             case 14 if self.shares:
                 await mutate(client, "revokeShare", {"shareId": chance.choice(self.shares)})
+            case 15 | 16 if self.answers:
+                await mutate(client, "selectMessage", {"messageId": chance.choice(self.answers)})
             case _:
                 await mutate(client, "updateSettings", {"defaultModelId": chance.choice(["two-words", None])})
 

@@ -335,12 +335,15 @@ async def test_a_fork_whose_project_is_deleted_meanwhile_is_in_none(
     turn = await ended(client, await client.send("One", projectId=project))
     deleting = database.transaction()
     await deleting.start()
-    await database.execute("DELETE FROM projects WHERE id = $1", parse_id(IdKind.PROJECT, project))
+    # As `deleteProject` does: it holds the project's row before it deletes it, by the count of the threads it moves.
+    key = parse_id(IdKind.PROJECT, project)
+    await database.execute("UPDATE projects SET thread_count = thread_count WHERE id = $1", key)
     forking = asyncio.create_task(fork(client, turn["assistantMessage"]["id"]))
     waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)))"
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not await database.fetchval(waiting):
             await asyncio.sleep(0.01)
+    await database.execute("DELETE FROM projects WHERE id = $1", key)
     await deleting.commit()
     assert (await forking)["project"] is None
 
