@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-
 from models.database import Database
 from models.records import THREAD_COLUMNS, ThreadRecord
 from services.errors import BadUserInputError, NotFoundError
@@ -21,6 +19,11 @@ MAX_TITLE_BYTES = 800
 _FIND = f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 
 
+_LOCK = "SELECT project_id FROM threads WHERE id = $1 AND owner_id = $2 FOR UPDATE"
+_LOCK_PROJECTS = """
+SELECT id FROM projects WHERE id = ANY($1::uuid[]) AND owner_id = $2 ORDER BY id FOR NO KEY UPDATE
+"""
+_MOVE = f"UPDATE threads SET project_id = $2 WHERE id = $1 RETURNING {THREAD_COLUMNS}"  # noqa: S608
 _PROJECT = "SELECT id FROM projects WHERE id = $1 AND owner_id = $2"
 
 
@@ -167,23 +170,15 @@ class Threads:
         Raises:
             NotFoundError: no such thread, or no such project, of the viewer's.
         """
-        # The project's owner is asked in the same statement: the row is not moved where the answer is no.
-        owned = "$3::uuid IS NULL OR EXISTS (SELECT FROM projects WHERE id = $3 AND owner_id = $2)"
-        async with self._database.acquire() as connection:
-            try:
-                row = await connection.fetchrow(
-                    f"UPDATE threads SET project_id = $3 WHERE id = $1 AND owner_id = $2 AND ({owned}) "  # noqa: S608
-                    f"RETURNING {THREAD_COLUMNS}",
-                    thread_id,
-                    viewer.id,
-                    project_id,
-                )
-            except asyncpg.ForeignKeyViolationError:
-                row = None
-        if row is None:
-            if await self.find(viewer, thread_id) is None:
+        async with self._database.transaction() as connection:
+            # The thread, then both projects in the order of their ids: as deletions of threads and of projects lock.
+            thread = await connection.fetchrow(_LOCK, thread_id, viewer.id)
+            if thread is None:
                 raise NotFoundError("thread", field="threadId")
-            raise NotFoundError("project", field="projectId")
+            locked = await connection.fetch(_LOCK_PROJECTS, [thread["project_id"], project_id], viewer.id)
+            if project_id is not None and project_id not in {row["id"] for row in locked}:
+                raise NotFoundError("project", field="projectId")
+            row = await connection.fetchrow(_MOVE, thread_id, project_id)
         return ThreadRecord.from_row(row)
 
     async def set_expiry(self, viewer: Viewer, thread_id: UUID, expires_at: datetime | None) -> ThreadRecord:
