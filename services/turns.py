@@ -74,8 +74,8 @@ SELECT thread_id, parent_id, depth, role, (
 ) AS siblings
 FROM messages m WHERE id = $1 AND owner_id = $2
 """
-# Nothing is added where the project is not the owner's. Locked as its count will be: behind a weaker lock, waiting for the
-# stronger one could meet the project's deletion waiting for us.
+# Nothing is added where the project is not the owner's. Locked as its count will be: behind a weaker lock, waiting for
+# the stronger one could meet the project's deletion waiting for us.
 _ADD_THREAD = """
 INSERT INTO threads (id, owner_id, title, title_source, pinned, project_id, temporary, created_at, updated_at)
 SELECT $1, $2, $3, 'TEXT', false, $4, $5, now(), now()
