@@ -117,6 +117,27 @@ def _origin(text: str) -> str:
     return f"{scheme}://{host}" if port in (None, _DEFAULT_PORTS[scheme]) else f"{scheme}://{host}:{port}"
 
 
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def _key_set_urls(value: str) -> tuple[str, ...]:
+    return tuple(_key_set_url(name) for name in _names(value))
+
+
+def _key_set_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        # Read for its check, as above.
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    # Whoever can change what a key set says can be anyone: it is not read in the clear over a network.
+    is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    if not is_safe or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("URLs that begin with https:// (http:// for 127.0.0.1 and localhost), separated by commas")
+    return text
+
+
 def _secret(value: str) -> str:
     if len(value.encode()) < 32:
         raise ValueError("at least 32 bytes")
@@ -173,6 +194,31 @@ class Settings:
     )
     session_ttl_seconds: int = _setting(
         "SESSION_TTL_SECONDS", _integer(1, 31_536_000), 2_592_000, "Lifetime of an anonymous session (30 days)."
+    )
+    auth_jwks_url: tuple[str, ...] = _setting(
+        "AUTH_JWKS_URL",
+        _key_set_urls,
+        (),
+        "Where the issuers of your users' tokens publish their keys, separated by commas; see docs/identity.md.",
+    )
+    auth_issuer: tuple[str, ...] = _setting(
+        "AUTH_ISSUER", _names, (), "The `iss` of their tokens, one for each URL, in the same order."
+    )
+    auth_audience: tuple[str, ...] = _setting(
+        "AUTH_AUDIENCE",
+        _names,
+        (),
+        "The `aud` of their tokens, one for each URL, in the same order; `*` for an issuer that names none.",
+    )
+    auth_shared_secret: str | None = _setting(
+        "AUTH_SHARED_SECRET",
+        _secret,
+        None,
+        "A secret that your app signs tokens with (HS256), instead of `AUTH_JWKS_URL`.",
+        secret=True,
+    )
+    auth_leeway_seconds: float = _setting(
+        "AUTH_LEEWAY_SECONDS", _seconds(0, 60), 30.0, "How far the clock of an issuer may differ from this server's."
     )
     allowed_origins: tuple[str, ...] = _setting(
         "ALLOWED_ORIGINS",

@@ -11,8 +11,10 @@ from strawberry.types import Info as StrawberryInfo
 from graph.loaders import Loaders
 from providers.registry import ModelRegistry
 from services.changes import Changes
-from services.errors import UnauthenticatedError
+from services.claims import Claims
+from services.errors import UnauthenticatedError, UnavailableError
 from services.forks import Forks
+from services.identity import Identities
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
@@ -29,6 +31,8 @@ class Services:
     """Everything the resolvers may call. Made and closed by the composition root."""
 
     sessions: Sessions
+    identities: Identities
+    claims: Claims
     threads: Threads
     messages: Messages
     turns: Turns
@@ -51,8 +55,8 @@ class Context:
 
     services: Services
     viewer_or_none: Viewer | None = None
-    refusal: UnauthenticatedError | None = None
-    """Why the token that was sent is not valid, if one was."""
+    refusal: UnauthenticatedError | UnavailableError | None = None
+    """Why the token that was sent stands for nobody, if one was."""
     connection_params: dict[str, object] | None = field(default=None)
 
     @property
@@ -61,6 +65,7 @@ class Context:
 
         Raises:
             UnauthenticatedError: nobody who showed a valid token.
+            UnavailableError: somebody whose token cannot be verified now.
         """
         if self.viewer_or_none is None:
             raise self.refusal or UnauthenticatedError()

@@ -26,7 +26,7 @@ from services import errors
 
 _ERROR_CODES = {
     "UNAUTHENTICATED": "No token, or one that is not valid (any more).",
-    "FORBIDDEN": "The operator does not allow it.",
+    "FORBIDDEN": "The operator does not allow it, or not to an anonymous session.",
     "NOT_FOUND": "Missing, or somebody else's: the two look the same.",
     "BAD_USER_INPUT": "A value cannot be accepted; `field` names it.",
     "CONFLICT": "The idempotency key was used with other input.",

@@ -24,8 +24,9 @@ from strawberry.types.graphql import OperationType
 from graph.context import Context, Services
 from graph.errors import format_errors
 from graph.schema import Schema
+from models.database import DatabaseUnavailableError
 from server.identity import viewer_of_headers
-from services.errors import ErrorCode, UnauthenticatedError
+from services.errors import ErrorCode, UnauthenticatedError, UnavailableError
 
 _RESPONSE_TYPE = "application/graphql-response+json"
 _POST = (OperationType.QUERY, OperationType.MUTATION)
@@ -103,7 +104,7 @@ class GraphQLHttp:
     async def _run(
         self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...]
     ) -> web.Response:
-        context = self._context(request)
+        context = await self._context(request)
         try:
             result = await self._schema.execute(
                 asked.query,
@@ -124,11 +125,13 @@ class GraphQLHttp:
         await context.announce(asked.query)
         return _response(result, request.headers.get("Accept", ""))
 
-    def _context(self, request: web.Request) -> Context:
+    async def _context(self, request: web.Request) -> Context:
         try:
-            return Context(self._services, viewer_of_headers(self._services.sessions, request.headers))
-        except UnauthenticatedError as refusal:
+            return Context(self._services, await viewer_of_headers(self._services.identities, request.headers))
+        except (UnauthenticatedError, UnavailableError) as refusal:
             return Context(self._services, refusal=refusal)
+        except DatabaseUnavailableError:
+            return Context(self._services, refusal=UnavailableError())
 
 
 def error_response(status: int, code: ErrorCode, message: str) -> web.Response:

@@ -4,9 +4,13 @@ Follows github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Ours, and not S
 token stream needs of it: a context for each operation, errors in our shape, a socket that ends when its token does, a
 drain that tells clients to come back, and no work for an event beside its encoding.
 
-Close codes: 4400 message that is none, 4401 subscribe before the acknowledgement, 4403 token refused or expired
-(clients retry with a new one), 4406 another subprotocol, 4408 no connection_init in time, 4409 id in use, 4429 second
-connection_init, 1012 the server restarts (clients reconnect at once).
+Close codes: 4400 message that is none, 4401 subscribe before the acknowledgement, 4403 token refused or expired, or its
+user is no more (clients retry with a new one), 4406 another subprotocol, 4408 no connection_init in time, 4409 id in
+use, 4429 second connection_init, 1012 the server restarts (clients reconnect at once), 1013 the token cannot be
+verified now.
+
+A client keeps its socket and what runs on it by sending a new token in time, as `authorization` in the payload of a
+`ping`; the payload of the `pong` says in `expiresAt` until when the socket lives now (docs/identity.md).
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ import contextlib
 import logging
 import time
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import orjson
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
@@ -25,9 +31,10 @@ from strawberry.types.execution import PreExecutionError
 from graph.context import Context, Services
 from graph.errors import code_error, format_errors
 from graph.schema import Schema
+from models.database import DatabaseUnavailableError
 from server.graphql_http import BadRequestError, GraphQLRequest, error_response, is_request_error, result_payload
 from server.identity import viewer_of_headers, viewer_of_payload
-from services.errors import ErrorCode, UnauthenticatedError
+from services.errors import ErrorCode, UnauthenticatedError, UnavailableError
 from services.viewer import Viewer
 
 log = logging.getLogger(__name__)
@@ -36,6 +43,8 @@ PROTOCOL = "graphql-transport-ws"
 INIT_SECONDS = 10.0
 # A peer that vanished without a FIN is found by a ping without a pong: after at most 1.5 times this.
 HEARTBEAT_SECONDS = 25.0
+# How long a socket can outlive the deletion of its user by another process; by this one it ends at once.
+WATCH_SECONDS = 15.0
 _LONGEST_TIMER_SECONDS = 86_400.0
 
 
@@ -58,6 +67,18 @@ class GraphQLSockets:
         self.services = services
         self.limits = limits
         self._open: set[_Socket] = set()
+        self._watching: asyncio.Task[None] | None = None
+        services.identities.when_gone(self._close_gone)
+
+    def start(self) -> None:
+        """Begin to watch whether the users behind the sockets are still there."""
+        self._watching = asyncio.create_task(self._watch(), name="socket watch")
+
+    async def stop(self) -> None:
+        """Watch no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -90,6 +111,27 @@ class GraphQLSockets:
         sockets = list(self._open)
         await asyncio.gather(*(socket.close(WSCloseCode.SERVICE_RESTART, "The server restarts") for socket in sockets))
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            present = {socket.viewer.id for socket in self._open if socket.viewer is not None}
+            if not present:
+                continue
+            try:
+                living = await self.services.identities.living(present)
+            except DatabaseUnavailableError:
+                continue
+            except Exception:
+                log.exception("looking for the users behind the sockets failed")
+                continue
+            for user_id in present - living:
+                self.services.identities.forget(user_id)
+
+    def _close_gone(self, user_id: UUID) -> None:
+        for socket in self._open:
+            if socket.viewer is not None and socket.viewer.id == user_id:
+                socket.close_soon(4403, "The account of this token does not exist any more")
+
 
 class _Socket:
     """One connection: its identity and its operations, each in a task that ends with it."""
@@ -98,13 +140,13 @@ class _Socket:
         self._sockets = sockets
         self._ws = ws
         self._request = request
-        self._viewer: Viewer | None = None
+        self.viewer: Viewer | None = None
         self._initialised = False
         self._acknowledged = False
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._closing: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(INIT_SECONDS, self._close_soon, 4408, "Connection initialisation timeout")
+        self._timer = loop.call_later(INIT_SECONDS, self.close_soon, 4408, "Connection initialisation timeout")
 
     async def serve(self) -> None:
         """Take messages until either side closes."""
@@ -128,7 +170,8 @@ class _Socket:
         with contextlib.suppress(ConnectionError, RuntimeError):
             await self._ws.close(code=code, message=reason.encode()[:120])
 
-    def _close_soon(self, code: int, reason: str) -> None:
+    def close_soon(self, code: int, reason: str) -> None:
+        """Close with a code, in a task of the socket's own."""
         if self._closing is None:
             self._closing = asyncio.create_task(self.close(code, reason), name="closing socket")
 
@@ -147,8 +190,7 @@ class _Socket:
             case "complete":
                 return self._complete(message.get("id"))
             case "ping":
-                payload = message.get("payload")
-                return await self._send({"type": "pong"} if payload is None else {"type": "pong", "payload": payload})
+                return await self._answer_ping(message.get("payload"))
             case "pong":
                 return None
         return await self.close(4400, "Unknown type of message")
@@ -160,16 +202,47 @@ class _Socket:
         self._timer.cancel()
         if payload is not None and not isinstance(payload, dict):
             return await self.close(4400, "The payload of connection_init is an object")
-        sessions = self._sockets.services.sessions
+        identities = self._sockets.services.identities
         try:
-            viewer = viewer_of_payload(sessions, payload or {})
-            self._viewer = viewer or viewer_of_headers(sessions, self._request.headers)
+            viewer = await viewer_of_payload(identities, payload or {})
+            self.viewer = viewer or await viewer_of_headers(identities, self._request.headers)
         except UnauthenticatedError as refusal:
             return await self.close(4403, refusal.message)
-        if self._viewer is not None:
-            self._end_with_token(self._viewer.expires_at)
+        except (UnavailableError, DatabaseUnavailableError):
+            return await self.close(WSCloseCode.TRY_AGAIN_LATER, "The token cannot be verified now")
+        if self.viewer is not None:
+            self._end_with_token(self.viewer.expires_at)
         self._acknowledged = True
         return await self._send({"type": "connection_ack"})
+
+    async def _answer_ping(self, payload: Any) -> None:
+        names_token = isinstance(payload, dict) and any(
+            name.lower() == "authorization" and value is not None for name, value in payload.items()
+        )
+        if names_token and self._acknowledged:
+            return await self._refresh(payload)
+        # Not echoed with a token in it: a pong is often logged.
+        echoed = {} if payload is None or names_token else {"payload": payload}
+        return await self._send({"type": "pong"} | echoed)
+
+    async def _refresh(self, payload: dict[str, Any]) -> None:
+        """Take a new token of the same viewer: the socket lives as long as it does."""
+        viewer = self.viewer
+        try:
+            fresh = await viewer_of_payload(self._sockets.services.identities, payload)
+        except UnauthenticatedError as refusal:
+            return await self.close(4403, refusal.message)
+        except (UnavailableError, DatabaseUnavailableError):
+            # The old token is as good as it was; the client sees by the time in the pong that it was not prolonged.
+            fresh = viewer
+        if viewer is None or fresh is None or fresh.id != viewer.id:
+            return await self.close(4403, "The token is another viewer's")
+        if self._closing is None:
+            self._timer.cancel()
+            self.viewer = fresh
+            self._end_with_token(fresh.expires_at)
+        until = datetime.fromtimestamp(fresh.expires_at, UTC).isoformat()
+        return await self._send({"type": "pong", "payload": {"expiresAt": until}})
 
     def _end_with_token(self, expires_at: float) -> None:
         remaining = expires_at - time.time()
@@ -177,7 +250,7 @@ class _Socket:
         if remaining > _LONGEST_TIMER_SECONDS:
             self._timer = loop.call_later(_LONGEST_TIMER_SECONDS, self._end_with_token, expires_at)
         else:
-            self._timer = loop.call_later(max(remaining, 0), self._close_soon, 4403, "The token has expired")
+            self._timer = loop.call_later(max(remaining, 0), self.close_soon, 4403, "The token has expired")
 
     async def _subscribe(self, operation_id: Any, payload: Any) -> None:
         if not self._acknowledged:
@@ -220,7 +293,7 @@ class _Socket:
 
     async def _follow(self, operation_id: str, asked: GraphQLRequest) -> dict[str, Any]:
         """Send every result; what is returned is the message that ends the operation."""
-        context = Context(self._sockets.services, self._viewer)
+        context = Context(self._sockets.services, self.viewer)
         source = await self._sockets.schema.stream(
             asked.query,
             variable_values=asked.variables,

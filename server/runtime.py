@@ -20,10 +20,14 @@ from providers.http import Deadlines, make_client_session
 from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.app import Application
+from server.issuers import KeySetReader, issuers
 from server.pages import Health
 from services.changes import Changes
+from services.claims import Claims
 from services.forks import Forks
 from services.generation import GenerationLimits, Generations
+from services.identity import Identities, Issuer
+from services.keys import KeySet
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
@@ -92,6 +96,10 @@ class Server:
 
     async def _start(self) -> None:
         settings, stack = self.settings, self._stack
+        keys = KeySetReader()
+        stack.push_async_callback(keys.close)
+        # Before the database is opened: what is wrong with the settings is said at once.
+        trusted = issuers(settings, keys.fetch)
         self.database = await self._open_database()
         self.hub = Hub()
         self.channel = BroadcastChannel(MemoryBackend())
@@ -140,7 +148,11 @@ class Server:
         self.sweeper.start()
         stack.push_async_callback(self.sweeper.stop)
         stack.push_async_callback(self.generations.drain, 0)
-        await self._serve(self._services(models, titles))
+        for issuer in trusted:
+            if isinstance(issuer.keys, KeySet):
+                issuer.keys.start()
+                stack.push_async_callback(issuer.keys.stop)
+        await self._serve(self._services(models, titles, trusted))
 
     async def _open_database(self) -> Database:
         settings, stack = self.settings, self._stack
@@ -227,7 +239,7 @@ class Server:
             raise SettingsError(f"TITLE_MODEL: {settings.title_model!r} is not offered")
         return registry
 
-    def _services(self, models: ModelRegistry, titles: Titles) -> Services:
+    def _services(self, models: ModelRegistry, titles: Titles, trusted: list[Issuer]) -> Services:
         settings = self.settings
         sessions = Sessions(
             self.database,
@@ -235,6 +247,7 @@ class Server:
             ttl_seconds=settings.session_ttl_seconds,
             allowed=settings.anonymous_sessions,
         )
+        identities = Identities(self.database, sessions, trusted)
         messages = Messages(self.database)
         turns = Turns(
             self.database,
@@ -253,6 +266,8 @@ class Server:
         user_settings = UserSettings(self.database, models)
         return Services(
             sessions=sessions,
+            identities=identities,
+            claims=Claims(self.database, sessions, end_live=self.generations.end_live, identities=identities),
             threads=threads,
             messages=messages,
             turns=turns,
@@ -270,6 +285,8 @@ class Server:
 
     async def _serve(self, services: Services) -> None:
         self.application = Application(self.settings, services, Health(is_ready=self._is_ready))
+        self.application.sockets.start()
+        self._stack.push_async_callback(self.application.sockets.stop)
         runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

@@ -2,7 +2,7 @@
 
 CallerError
 ├── UnauthenticatedError     no token, or one that is not valid (any more)
-├── ForbiddenError           the operator does not allow it
+├── ForbiddenError           the operator does not allow it, or not to an anonymous session
 ├── NotFoundError            missing, or somebody else's: the two look the same
 ├── BadUserInputError        a value that cannot be accepted, with its field
 │   └── PayloadTooLargeError
@@ -72,7 +72,7 @@ class UnauthenticatedError(CallerError):
 
 
 class ForbiddenError(CallerError):
-    """Not allowed by the operator's settings."""
+    """Not allowed by the operator's settings, or not to an anonymous session."""
 
     code = ErrorCode.FORBIDDEN
 

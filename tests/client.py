@@ -128,6 +128,11 @@ class Client:
         self.token = data["startAnonymousSession"]["token"]
         self.id = data["startAnonymousSession"]["viewer"]["id"]
 
+    async def sign_in_with(self, token: str) -> None:
+        """Become whom a token of an issuer stands for."""
+        self.token = token
+        self.id = (await self.run("{ viewer { id } }"))["viewer"]["id"]
+
     async def post(
         self, query: str, variables: dict[str, Any] | None = None, **headers: str
     ) -> tuple[int, dict[str, Any]]:

@@ -20,6 +20,7 @@ from config import Settings
 from models.embedded import EmbeddedPostgres
 from server.runtime import Server
 from tests.client import Client, connect
+from tests.issuer import SHARED_SECRET, shared_secret_token
 from tests.scripts import SCRIPTS
 
 _URL = "THREADGRAPH_TEST_DATABASE"
@@ -86,6 +87,7 @@ def test_settings(database_url: str, data_dir: Path, **changes: object) -> Setti
         "data_dir": data_dir,
         "database_url": database_url,
         "session_secret": "s" * 32,
+        "auth_shared_secret": SHARED_SECRET,
         "checkpoint_seconds": 0.1,
         "shutdown_grace_seconds": 5.0,
         "database_pool_size": 20,
@@ -122,6 +124,14 @@ async def other(server: Server) -> AsyncIterator[Client]:
     """Another new anonymous user of the server."""
     async with connect(server.address) as client:
         await client.sign_in()
+        yield client
+
+
+@pytest.fixture
+async def person(server: Server) -> AsyncIterator[Client]:
+    """A new user of the server who has signed in elsewhere."""
+    async with connect(server.address) as client:
+        await client.sign_in_with(shared_secret_token())
         yield client
 
 

@@ -32,3 +32,18 @@ class AnonymousSession:
     )
     expires_at: datetime = strawberry.field(description="When the token stops being valid.")
     viewer: Viewer = strawberry.field(description="The new identity.")
+
+
+@strawberry.input(description="Whose data to claim.")
+class ClaimAnonymousDataInput:
+    """The input of `claimAnonymousData`."""
+
+    token: str = strawberry.field(description="The token of the anonymous session, as it was handed out.")
+
+
+@strawberry.type(description="What was claimed.")
+class ClaimAnonymousDataPayload:
+    """The result of `claimAnonymousData`."""
+
+    viewer: Viewer = strawberry.field(description="The signed-in viewer, who owns it now.")
+    thread_count: int = strawberry.field(description="How many threads came over.")

@@ -6,6 +6,7 @@ The matrix is made from the schema. A new root field, or a new id argument of on
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -15,13 +16,15 @@ from graphql import GraphQLInputObjectType, GraphQLNamedType, get_named_type
 from graph.schema import build_schema
 from models.ids import IdKind, parse_id
 from server.runtime import Server
-from tests.client import Client, GraphQLErrors
+from tests.client import Client, GraphQLErrors, connect
+from tests.issuer import shared_secret_token
 
 SCHEMA = build_schema()._schema
 
 # Each row: an operation on the owner's thread {thread}, question {question} and answer {answer}. What a stranger sees:
-# NOT_FOUND, or null ("null"), or their own ("own"). {key} is a new idempotency key. A field has a row for each way to
-# reach something by it: "<root>.<field> <more words>".
+# NOT_FOUND, or null ("null"), or their own ("own"). {key} is a new idempotency key, {session} the token of an anonymous
+# session that nobody has claimed yet. A field has a row for each way to reach something by it:
+# "<root>.<field> <more words>".
 ROWS: dict[str, tuple[str, str]] = {
     "query.node": ('query { it: node(id: "{thread}") { id } }', "null"),
     "query.nodes": (
@@ -48,6 +51,10 @@ ROWS: dict[str, tuple[str, str]] = {
     ),
     "query.models": ("query { it: models { id } }", "own"),
     "mutation.startAnonymousSession": ("mutation { it: startAnonymousSession { viewer { id } } }", "open"),
+    "mutation.claimAnonymousData": (
+        'mutation { it: claimAnonymousData(input: {token: "{session}"}) { viewer { id } threadCount } }',
+        "own",
+    ),
     "mutation.sendMessage": (
         'mutation { it: sendMessage(input: {idempotencyKey: "{key}", threadId: "{thread}", text: "x", '
         'modelId: "two-words"}) { thread { id } } }',
@@ -177,7 +184,21 @@ def test_every_root_field_has_a_row_and_every_id_argument_is_tried() -> None:
 
 
 @pytest.fixture
-async def owned(client: Client) -> dict[str, str]:
+def client(person: Client) -> Client:
+    """The owner: signed in, so that every field is open to them."""
+    return person
+
+
+@pytest.fixture
+async def other(server: Server) -> AsyncIterator[Client]:
+    """Another one."""
+    async with connect(server.address) as client:
+        await client.sign_in_with(shared_secret_token())
+        yield client
+
+
+@pytest.fixture
+async def owned(client: Client, nobody: Client) -> dict[str, str]:
     created = await client.run('mutation { createProject(input: {name: "Owned"}) { project { id } } }')
     project = created["createProject"]["project"]["id"]
     turn = await client.send("Owned", projectId=project)
@@ -191,6 +212,7 @@ async def owned(client: Client) -> dict[str, str]:
         "project": project,
         "share": shared["id"],
         "token": shared["token"],
+        "session": (await nobody.run("mutation { startAnonymousSession { token } }"))["startAnonymousSession"]["token"],
     }
 
 

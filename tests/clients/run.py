@@ -28,6 +28,8 @@ from config import Settings
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent
 _SCRIPTS = ("graphql-ws.mjs", "apollo.mjs", "urql.mjs")
+# Needs the address of the issuer as well, and stops it at its end.
+_ISSUER, _ISSUER_SCRIPT = "auth-server.mjs", "better-auth.mjs"
 # Asks for a restart by this line.
 _RESTARTING_SCRIPT, _RESTART = "restart.mjs", "restart"
 _OLDEST_NODE = 20
@@ -89,8 +91,9 @@ class Tally:
 class ServerProcess:
     """A real server as a child process, its data and its log in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, issuer: str) -> None:
         self._folder = folder
+        self._issuer = issuer
         self._log = folder / "server.log"
         self._port = "0"
         self._process: Process | None = None
@@ -110,6 +113,9 @@ class ServerProcess:
             "DATA_DIR": str(self._folder / "data"),
             "SCRIPTED_MODELS_FILE": str(models),
             "SHUTDOWN_GRACE_SECONDS": _GRACE_SECONDS,
+            "AUTH_JWKS_URL": f"{self._issuer}/api/auth/jwks",
+            "AUTH_ISSUER": self._issuer,
+            "AUTH_AUDIENCE": self._issuer,
         }
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -166,21 +172,38 @@ async def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="threadgraph-clients-"))
     # The account that runs the embedded PostgreSQL for root passes through here.
     folder.chmod(0o711)
-    server = ServerProcess(folder)
+    issuer, issuer_url = await _start_issuer(node)
+    server = ServerProcess(folder, issuer_url)
     try:
-        await _check_all(node, server, tally)
+        await _check_all(node, server, issuer_url, tally)
         tally.check("server: its log is without errors", server.complaint())
         if tally.failed:
             print(f"\nThe end of the server's log:\n{server.log()[-4_000:]}", flush=True)
     finally:
         with contextlib.suppress(ServerError):
             await server.stop()
+        if issuer.returncode is None:
+            issuer.kill()
+        await issuer.communicate()
         shutil.rmtree(folder, ignore_errors=True)
     print(f"\n{tally.passed} passed, {tally.failed} failed", flush=True)
     return 1 if tally.failed else 0
 
 
-async def _check_all(node: str, server: ServerProcess, tally: Tally) -> None:
+async def _start_issuer(node: str) -> tuple[Process, str]:
+    """The Better Auth server and its address."""
+    process = await asyncio.create_subprocess_exec(node, _ISSUER, cwd=_HERE, stdin=DEVNULL, stdout=PIPE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            return process, (await process.stdout.readline()).decode().strip()
+    except BaseException:
+        process.kill()
+        await process.communicate()
+        raise
+
+
+async def _check_all(node: str, server: ServerProcess, issuer_url: str, tally: Tally) -> None:
     async def restart() -> None:
         await _attempt(tally, "server: stops on SIGTERM with exit status 0, an answer being written", server.stop())
         await _attempt(tally, "server: starts again on the same port and data", server.start())
@@ -188,8 +211,9 @@ async def _check_all(node: str, server: ServerProcess, tally: Tally) -> None:
     url = await _attempt(tally, "server: starts and prints its address", server.start())
     if url is None:
         return
-    await asyncio.gather(*(_run(node, script, url, tally) for script in _SCRIPTS))
-    await _run(node, _RESTARTING_SCRIPT, url, tally, restart)
+    await asyncio.gather(*(_run(node, [script, url], tally) for script in _SCRIPTS))
+    await _run(node, [_ISSUER_SCRIPT, url, issuer_url], tally)
+    await _run(node, [_RESTARTING_SCRIPT, url], tally, restart)
     await _attempt(tally, "server: stops on SIGTERM with exit status 0", server.stop())
 
 
@@ -217,11 +241,11 @@ async def _unfit(node: str | None) -> str | None:
 
 
 async def _run(
-    node: str, script: str, url: str, tally: Tally, restart: Callable[[], Awaitable[None]] | None = None
+    node: str, script: list[str], tally: Tally, restart: Callable[[], Awaitable[None]] | None = None
 ) -> None:
     """Run one script and count its checks; that it comes to its end with some is one more."""
     passed = failed = 0
-    process = await asyncio.create_subprocess_exec(node, script, url, cwd=_HERE, stdin=DEVNULL, stdout=PIPE)
+    process = await asyncio.create_subprocess_exec(node, *script, cwd=_HERE, stdin=DEVNULL, stdout=PIPE)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(_SCRIPT_SECONDS):
@@ -235,14 +259,14 @@ async def _run(
                 tally.line(line)
             status = await process.wait()
     except TimeoutError:
-        tally.check(script, f"it did not end in {_SCRIPT_SECONDS:g} s")
+        tally.check(script[0], f"it did not end in {_SCRIPT_SECONDS:g} s")
         return
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if not passed + failed or (status and not failed):
-        tally.check(script, f"it ended with exit status {status} after {passed} checks")
+        tally.check(script[0], f"it ended with exit status {status} after {passed} checks")
 
 
 if __name__ == "__main__":

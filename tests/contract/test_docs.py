@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
-from config import settings_page
+from config import Settings, settings_page
 from providers.base import FailureCode
 from providers.scripted import BUILT_IN_SCRIPTS
-from server.graphql_socket import PROTOCOL
+from server.graphql_socket import PROTOCOL, WATCH_SECONDS
+from server.issuers import MAX_KEY_SET_BYTES
+from services.identity import MAX_LIFETIME_SECONDS, MAX_NAME_CHARS, RECHECK_SECONDS
+from services.keys import MAX_WAITING, KeySetTimes
+from services.viewer import MAX_TOKEN_CHARS
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,6 +31,39 @@ def test_the_examples_of_the_readme_are_those_that_run(client: str) -> None:
     script = (ROOT / f"tests/clients/{client}.mjs").read_text()
     example = script.split("// README:begin\n")[1].split("// README:end")[0].rstrip()
     assert f"```js\n{example}\n```" in README, f"copy the lines of tests/clients/{client}.mjs into README.md"
+
+
+def test_the_example_of_the_page_on_identity_is_the_one_that_runs() -> None:
+    script = (ROOT / "tests/clients/better-auth.mjs").read_text()
+    example = dedent(script.split("// docs:begin\n")[1].split("  // docs:end")[0]).rstrip()
+    assert f"```js\n{example}\n```" in (ROOT / "docs/identity.md").read_text(), "copy the lines of better-auth.mjs"
+
+
+def test_the_page_on_identity_names_every_setting_of_it() -> None:
+    page = (ROOT / "docs/identity.md").read_text()
+    names = [
+        item.metadata["env"] for item in fields(Settings) if item.name.startswith(("auth_", "session_", "anonymous"))
+    ]
+    assert len(names) == 8
+    for name in names:
+        assert f"`{name}" in page, name
+
+
+def test_the_page_on_identity_says_how_long_things_hold() -> None:
+    page = (ROOT / "docs/identity.md").read_text().replace("\n", " ")
+    times = KeySetTimes()
+    assert f"every {times.refresh_seconds / 60:g} minutes" in page
+    assert f"the next waits for {times.cooldown_seconds:g} s" in page
+    assert f"(at most {MAX_WAITING};" in page
+    assert f"good for {times.stale_seconds / 3600:g} h after" in page
+    assert f"good for {times.removed_seconds / 60:g} minutes more" in page
+    assert f"at most {(times.refresh_seconds + times.removed_seconds) / 60:g} minutes after its removal" in page
+    assert f"within {RECHECK_SECONDS:g} s ({WATCH_SECONDS:g} s for open sockets)" in page
+    assert f"texts of 1 to {MAX_NAME_CHARS} characters" in page
+    assert f"at most {MAX_LIFETIME_SECONDS / 86_400:g} days ahead" in page
+    assert f"At most {MAX_TOKEN_CHARS:,} characters" in page
+    assert f"{MAX_KEY_SET_BYTES // 1_024} KiB" in page
+    assert f"`AUTH_LEEWAY_SECONDS` ({Settings.auth_leeway_seconds:g}, at most 60)" in page
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

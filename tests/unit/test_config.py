@@ -27,6 +27,14 @@ USABLE: dict[str, tuple[str, object]] = {
     "ANONYMOUS_SESSIONS": ("off", False),
     "SESSION_SECRET": (SECRET, SECRET),
     "SESSION_TTL_SECONDS": ("60", 60),
+    "AUTH_JWKS_URL": (
+        "https://a.example/jwks, http://localhost:3000/jwks",
+        ("https://a.example/jwks", "http://localhost:3000/jwks"),
+    ),
+    "AUTH_ISSUER": ("https://a.example/,b", ("https://a.example/", "b")),
+    "AUTH_AUDIENCE": ("chat,*", ("chat", "*")),
+    "AUTH_SHARED_SECRET": (SECRET, SECRET),
+    "AUTH_LEEWAY_SECONDS": ("0", 0.0),
     "ALLOWED_ORIGINS": ("https://a.example", ("https://a.example",)),
     "INTROSPECTION": ("No", False),
     "GRAPHIQL": ("0", False),
@@ -55,6 +63,7 @@ USABLE: dict[str, tuple[str, object]] = {
 }
 
 ORIGINS = "exact origins such as https://chat.example.com, separated by commas, without a path"
+KEY_SETS = "URLs that begin with https:// (http:// for 127.0.0.1 and localhost), separated by commas"
 POSTGRES = "a URL that begins with postgres:// or postgresql://"
 HTTP = "a URL that begins with http:// or https://"
 # Values that cannot be used, with what is expected instead.
@@ -76,6 +85,9 @@ UNUSABLE = [
     ("ANONYMOUS_SESSIONS", "perhaps", "true or false"),
     ("SESSION_SECRET", "x" * 31, "at least 32 bytes"),
     ("SESSION_TTL_SECONDS", "0", "a whole number from 1 to 31536000"),
+    ("AUTH_JWKS_URL", "http://auth.example/jwks", KEY_SETS),
+    ("AUTH_SHARED_SECRET", "x" * 31, "at least 32 bytes"),
+    ("AUTH_LEEWAY_SECONDS", "61", "a number of seconds from 0 to 60"),
     ("ALLOWED_ORIGINS", "*", ORIGINS),
     ("INTROSPECTION", "2", "true or false"),
     ("GRAPHIQL", "yes please", "true or false"),
@@ -99,7 +111,17 @@ UNUSABLE = [
     ("SCRIPTED_MODELS", "maybe", "true or false"),
 ]
 # These take any text.
-FREE = {"HOST", "DATA_DIR", "DEFAULT_MODEL", "TITLE_MODEL", "OPENAI_API_KEY", "OPENAI_MODELS", "SCRIPTED_MODELS_FILE"}
+FREE = {
+    "AUTH_ISSUER",
+    "AUTH_AUDIENCE",
+    "HOST",
+    "DATA_DIR",
+    "DEFAULT_MODEL",
+    "TITLE_MODEL",
+    "OPENAI_API_KEY",
+    "OPENAI_MODELS",
+    "SCRIPTED_MODELS_FILE",
+}
 
 
 @pytest.mark.parametrize("item", fields(Settings), ids=lambda item: item.name)
@@ -169,6 +191,7 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
     given = {
         "DATABASE_URL": f"postgresql://me:{SECRET}@db.example/chat",
         "SESSION_SECRET": SECRET,
+        "AUTH_SHARED_SECRET": SECRET,
         "OPENAI_API_KEY": SECRET,
         "OPENAI_BASE_URL": f"https://me:{SECRET}@models.example/v1",
     }
@@ -277,3 +300,21 @@ def test_a_database_url_that_cannot_be_taken_apart_is_refused(raw: str) -> None:
 def test_a_home_folder_of_nobody_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="DATA_DIR"):
         load({"DATA_DIR": "~no-such-user/data"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1.example/jwks",
+        "http://10.0.0.1/jwks",
+        "ftp://a.example/jwks",
+        "file:///etc/jwks",
+        "https:///jwks",
+        "https://user:word@a.example/jwks",
+        "https://a.example:port/jwks",
+        "a.example/jwks",
+    ],
+)
+def test_keys_are_read_from_addresses_that_nobody_can_forge(url: str) -> None:
+    with pytest.raises(SettingsError, match="AUTH_JWKS_URL"):
+        load({"AUTH_JWKS_URL": f"https://a.example/jwks,{url}"})
