@@ -76,6 +76,20 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+def _prices(value: str) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    return tuple(map(_price, _names(value)))
+
+
+_PRICE = re.compile(r"(.+)=([0-9]{1,12})/([0-9]{1,12})/([0-9]{1,12})", re.ASCII)
+
+
+def _price(text: str) -> tuple[str, tuple[int, int, int]]:
+    match = _PRICE.fullmatch(text)
+    if match is None:
+        raise ValueError("entries such as name=250000/25000/2000000 (prompt/cached/completion), separated by commas")
+    return match[1].strip(), (int(match[2]), int(match[3]), int(match[4]))
+
+
 def _path(value: str) -> Path:
     try:
         return Path(value).expanduser().absolute()
@@ -323,6 +337,13 @@ class Settings:
         ("gpt-5-mini", "gpt-5"),
         "Names of the endpoint's models to offer, separated by commas.",
     )
+    openai_prices: tuple[tuple[str, tuple[int, int, int]], ...] = _setting(
+        "OPENAI_PRICES",
+        _prices,
+        (),
+        "What those models cost, as `name=prompt/cached/completion,…` in millionths of your currency for a million "
+        "tokens (see docs/usage.md). A model that is left out has no known price.",
+    )
     provider_idle_seconds: float = _setting(
         "PROVIDER_IDLE_SECONDS",
         _seconds(0.1, 3_600),
@@ -343,6 +364,32 @@ class Settings:
         _path,
         None,
         "A JSON file of further scripted models, to play answers, speeds and faults (see docs/scripted-models.md).",
+    )
+
+    budget_tokens_per_day: int | None = _setting(
+        "BUDGET_TOKENS_PER_DAY",
+        _integer(0, 2**53),
+        None,
+        "Most tokens, prompt and completion, that a user may consume in a day (UTC). Unset: no limit.",
+    )
+    budget_tokens_per_month: int | None = _setting(
+        "BUDGET_TOKENS_PER_MONTH", _integer(0, 2**53), None, "The same in a calendar month (UTC)."
+    )
+    budget_cost_micros_per_day: int | None = _setting(
+        "BUDGET_COST_MICROS_PER_DAY",
+        _integer(0, 2**53),
+        None,
+        "Most that a user's turns may cost in a day (UTC), in millionths of your currency; models without a known "
+        "price are free of it. Unset: no limit.",
+    )
+    budget_cost_micros_per_month: int | None = _setting(
+        "BUDGET_COST_MICROS_PER_MONTH", _integer(0, 2**53), None, "The same in a calendar month (UTC)."
+    )
+    budget_answer_tokens: int = _setting(
+        "BUDGET_ANSWER_TOKENS",
+        _integer(1, 1_000_000),
+        4_096,
+        "Most tokens of one answer, where there is a budget: so many are reserved before it begins, or what is left.",
     )
 
 

@@ -22,6 +22,7 @@ from services.settings import UserSettings
 from services.sharing import Sharing
 from services.threads import Threads
 from services.turns import Turns
+from services.usage import Usage
 from services.viewer import Sessions, Viewer
 from services.wakeups import Wakeups
 
@@ -44,6 +45,7 @@ class Services:
     sharing: Sharing
     changes: Changes
     wakeups: Wakeups
+    usage: Usage
 
 
 @dataclass
@@ -83,7 +85,9 @@ class Context:
     def loaders(self) -> Loaders:
         """The loaders of this operation."""
         services = self.services
-        return Loaders(self.viewer, services.threads, services.messages, services.projects, services.sharing)
+        return Loaders(
+            self.viewer, services.threads, services.messages, services.projects, services.sharing, services.usage
+        )
 
 
 Info: TypeAlias = StrawberryInfo[Context, Any]

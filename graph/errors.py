@@ -14,7 +14,7 @@ from graphql import GraphQLError, GraphQLSyntaxError
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from models.database import DatabaseUnavailableError
-from services.errors import CallerError, ErrorCode, UnavailableError
+from services.errors import BudgetExceededError, CallerError, ErrorCode, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ def _caller_extensions(cause: CallerError) -> dict[str, Any]:
         extensions["field"] = cause.field
     if cause.retry_after is not None:
         extensions["retryAfter"] = cause.retry_after
+    if isinstance(cause, BudgetExceededError):
+        extensions["resetsAt"] = cause.resets_at.isoformat()
     return extensions
 
 

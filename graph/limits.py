@@ -49,7 +49,14 @@ _CACHED_CHARS = 100_000
 
 # Fields that give lists, and how long they can be; pages are as long as they are asked to be.
 _PAGES = frozenset({"threads", "messages", "projects"})
-_LISTS = {"siblings": MAX_SIBLINGS, "shares": MAX_SHARES, "parts": 4, "models": 20}
+_LISTS = {
+    "siblings": MAX_SIBLINGS,
+    "shares": MAX_SHARES,
+    "parts": 4,
+    "models": 20,
+    "buckets": 30,
+    "byModel": 20,
+}
 
 
 class LimitsRule(ASTValidationRule):

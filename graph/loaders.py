@@ -17,6 +17,7 @@ from services.paging import Page, PageRequest, PathPosition, ThreadPosition
 from services.projects import Projects
 from services.sharing import Sharing
 from services.threads import Threads
+from services.usage import TokenTotals, Usage
 from services.viewer import Viewer
 
 Key = TypeVar("Key", bound=Hashable)
@@ -26,13 +27,20 @@ class Loaders:
     """The loaders of one operation of one viewer."""
 
     def __init__(
-        self, viewer: Viewer, threads: Threads, messages: Messages, projects: Projects, sharing: Sharing
+        self,
+        viewer: Viewer,
+        threads: Threads,
+        messages: Messages,
+        projects: Projects,
+        sharing: Sharing,
+        usage: Usage,
     ) -> None:
         self._viewer = viewer
         self._threads = threads
         self._messages = messages
         self._projects = projects
         self._sharing = sharing
+        self._usage = usage
         self._thread_pages: dict[PageRequest[ThreadPosition], DataLoader[UUID, Page[ThreadRecord]]] = {}
         self._pages: dict[PageRequest[PathPosition], DataLoader[UUID, Page[MessageRecord]]] = {}
         self.thread: DataLoader[UUID, ThreadRecord | None] = DataLoader(self._load_threads, cache=False)
@@ -43,6 +51,8 @@ class Loaders:
             self._load_siblings, cache=False
         )
         self.shares: DataLoader[UUID, list[ShareRecord]] = DataLoader(self._load_shares, cache=False)
+        self.thread_usage: DataLoader[UUID, TokenTotals] = DataLoader(self._load_thread_usage, cache=False)
+        self.answer_cost: DataLoader[UUID, int | None] = DataLoader(self._load_answer_costs, cache=False)
 
     def messages_page(self, request: PageRequest[PathPosition]) -> DataLoader[UUID, Page[MessageRecord]]:
         """The loader of equal pages of many threads."""
@@ -96,6 +106,12 @@ class Loaders:
         wanted = _unique(thread_ids)
         found = dict(zip(wanted, await self._sharing.of_threads(self._viewer, wanted), strict=True))
         return [found[key] for key in thread_ids]
+
+    async def _load_thread_usage(self, thread_ids: list[UUID]) -> list[TokenTotals]:
+        return await self._usage.of_threads(self._viewer, thread_ids)
+
+    async def _load_answer_costs(self, message_ids: list[UUID]) -> list[int | None]:
+        return await self._usage.costs_of_answers(self._viewer, message_ids)
 
 
 def _unique(keys: list[Key]) -> list[Key]:

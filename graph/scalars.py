@@ -16,11 +16,18 @@ INPUT = strawberry.argument(description="What is asked for.")
 
 Cursor = NewType("Cursor", str)
 JSON = NewType("JSON", object)
+BigInt = NewType("BigInt", int)
 
 
 def _cursor(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("Cursor must be a string")
+    return value
+
+
+def _big_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise TypeError("BigInt must be a whole number of 64 bits")
     return value
 
 
@@ -36,6 +43,13 @@ SCALARS: dict[object, ScalarDefinition] = {
         description="Any JSON value.",
         serialize=lambda value: value,
         parse_value=lambda value: value,
+    ),
+    BigInt: strawberry.scalar(
+        name="BigInt",
+        description="A whole number of up to 64 bits, as a JSON number. JavaScript holds it exactly up to 2^53, which "
+        "is more tokens than a person comes by.",
+        serialize=_big_int,
+        parse_value=_big_int,
     ),
 }
 

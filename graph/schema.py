@@ -21,6 +21,7 @@ from resolvers.settings import SettingsMutation, SettingsQuery
 from resolvers.sharing import SharingMutation, SharingQuery
 from resolvers.threads import ThreadMutation, ThreadQuery
 from resolvers.turns import TurnMutation
+from resolvers.usage import UsageQuery, UsageSubscription
 from resolvers.viewer import ViewerMutation, ViewerQuery
 from services import errors
 
@@ -32,6 +33,8 @@ _ERROR_CODES = {
     "CONFLICT": "The idempotency key was used with other input.",
     "THREAD_BUSY": "An answer is being written in the thread.",
     "MODEL_UNAVAILABLE": "No such model is offered.",
+    "BUDGET_EXCEEDED": "The operator's budget for a user leaves no room for an answer; `resetsAt` (RFC 3339) says when "
+    "it is renewed, `retryAfter` in how many seconds.",
     "CURSOR_INVALID": "Not a cursor of this list or of a message stream.",
     "CURSOR_MISMATCH": "A cursor of another message's stream.",
     "CURSOR_AHEAD": "A cursor of a position that does not exist (yet).",
@@ -60,7 +63,17 @@ def _error_code_enum() -> EnumMeta:
 
 
 @strawberry.type(description="What can be asked. All but `__typename`, introspection and `sharedThread` needs a token.")
-class Query(NodeQuery, ViewerQuery, ThreadQuery, MessageQuery, ProjectQuery, ModelQuery, SettingsQuery, SharingQuery):
+class Query(
+    NodeQuery,
+    ViewerQuery,
+    ThreadQuery,
+    MessageQuery,
+    ProjectQuery,
+    ModelQuery,
+    SettingsQuery,
+    SharingQuery,
+    UsageQuery,
+):
     """Root of queries."""
 
 
@@ -72,7 +85,7 @@ class Mutation(
 
 
 @strawberry.type(description="What can be followed, over `graphql-transport-ws`.")
-class Subscription(MessageSubscription, ChangeSubscription):
+class Subscription(MessageSubscription, ChangeSubscription, UsageSubscription):
     """Root of subscriptions."""
 
 

@@ -258,7 +258,8 @@ class UsageEvent(Model):
 class UsageQuarter(Model):
     """Usage events of one user and model, summed up by quarters of an hour (UTC): every zone's hours begin at one.
 
-    The trigger `usage_events_roll_up` keeps it in the transaction of the event.
+    The trigger `usage_events_roll_up` keeps it in the transaction of the event. The index of its constraint includes
+    the sums (see the migrations), so that a report reads no row.
     """
 
     id = fields.BigIntField(primary_key=True, generated=True)

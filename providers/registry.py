@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from models.prices import ModelPrices
 from providers.base import Provider
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A model as users see it. `vendor_name` is what its provider calls it."""
+    """A model as users see it. `vendor_name` is what its provider calls it; `prices` None: not known."""
 
     id: str
     name: str
     provider: str
     vendor_name: str
+    prices: ModelPrices | None = None
 
 
 class UnknownModelError(KeyError):
@@ -48,6 +50,11 @@ class ModelRegistry:
         """The model of this id, if it is offered."""
         found = self._models.get(model_id)
         return found[0] if found else None
+
+    def prices_of(self, model_id: str) -> ModelPrices | None:
+        """What a model costs now; None where it is not known."""
+        found = self.find(model_id)
+        return found.prices if found else None
 
     def resolve(self, model_id: str | None) -> tuple[ModelRecord, Provider]:
         """The model to ask, and through what; None asks the default.

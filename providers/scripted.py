@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from models.prices import MAX_PRICE, ModelPrices
 from providers.base import (
     FailureCode,
     Finish,
@@ -86,10 +87,11 @@ Step: TypeAlias = Say | Echo | Explain | Pause | Fail | HangUp | Crash | ToolCal
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a scripted model plays. `words_per_second` 0: as fast as it is read."""
+    """What a scripted model plays. `words_per_second` 0: as fast as it is read. `prices` None: not known."""
 
     steps: tuple[Step, ...]
     words_per_second: float = 0.0
+    prices: ModelPrices | None = None
 
 
 BUILT_IN_SCRIPTS: Mapping[str, Script] = {
@@ -203,13 +205,25 @@ def parse_script(name: str, script: Any) -> Script:
         ScriptError: naming the model and the step.
     """
     match script:
-        case {"steps": list(steps), **rest} if not rest.keys() - {"wordsPerSecond"}:
-            speed = rest.get("wordsPerSecond", 0)
+        case {"steps": list(steps), **rest} if not rest.keys() - {"wordsPerSecond", "prices"}:
+            speed, prices = rest.get("wordsPerSecond", 0), rest.get("prices")
         case _:
-            raise ScriptError(f"model {name!r}: expected steps and, if you like, wordsPerSecond")
+            raise ScriptError(f"model {name!r}: expected steps and, if you like, wordsPerSecond and prices")
     if not isinstance(speed, int | float) or speed < 0:
         raise ScriptError(f"model {name!r}: wordsPerSecond must be a number from 0")
-    return Script(tuple(_parse_step(name, index, step) for index, step in enumerate(steps)), float(speed))
+    played = tuple(_parse_step(name, index, step) for index, step in enumerate(steps))
+    return Script(played, float(speed), None if prices is None else _parse_prices(name, prices))
+
+
+def _parse_prices(name: str, prices: Any) -> ModelPrices:
+    match prices:
+        case {"prompt": int(), "cached": int(), "completion": int(), **rest} if not rest and all(
+            not isinstance(price, bool) and 0 <= price <= MAX_PRICE for price in prices.values()
+        ):
+            return ModelPrices(**prices)
+    raise ScriptError(
+        f"model {name!r}: prices are prompt, cached and completion, each a whole number from 0 to {MAX_PRICE}"
+    )
 
 
 def _parse_step(name: str, index: int, step: Any) -> Step:

@@ -14,6 +14,7 @@ from graph.context import Services
 from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
+from models.prices import ModelPrices
 from providers.base import Provider
 from providers.chat_completions import ChatCompletionsProvider
 from providers.http import Deadlines, make_client_session
@@ -22,6 +23,7 @@ from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, 
 from server.app import Application
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
+from services.budgets import BudgetLimits, Budgets
 from services.changes import Changes
 from services.claims import Claims
 from services.forks import Forks
@@ -37,6 +39,7 @@ from services.sweeper import Retention, Sweeper
 from services.threads import Threads
 from services.titles import Titles
 from services.turns import Turns
+from services.usage import Usage
 from services.viewer import Sessions, session_secret
 from services.wakeups import Wakeups
 from streams.channel import BroadcastChannel, MemoryBackend
@@ -126,6 +129,8 @@ class Server:
             living=lambda: [buffer.message_id for buffer in self.hub],
             every_seconds=_REAP_SECONDS,
             lease_seconds=settings.lease_seconds,
+            prices_of=models.prices_of,
+            used=self.wakeups.ring,
         )
         # Nobody else can be alive on this database: what is live in it was lost with the process before.
         await reaper.reap(all_others=True)
@@ -221,7 +226,12 @@ class Server:
             except ValueError as error:
                 raise SettingsError(f"OPENAI_BASE_URL or OPENAI_API_KEY: {error}") from error
             self._stack.push_async_callback(adapter.close)
-            models += [(ModelRecord(name, name, "openai", name), adapter) for name in settings.openai_models]
+            prices = {name: ModelPrices(*of_one) for name, of_one in settings.openai_prices}
+            if unknown := prices.keys() - set(settings.openai_models):
+                raise SettingsError(f"OPENAI_PRICES: {min(unknown)!r} is not among OPENAI_MODELS")
+            models += [
+                (ModelRecord(name, name, "openai", name, prices.get(name)), adapter) for name in settings.openai_models
+            ]
         scripts = dict(BUILT_IN_SCRIPTS) if settings.scripted_models else {}
         if settings.scripted_models_file is not None:
             try:
@@ -229,7 +239,9 @@ class Server:
             except ScriptError as error:
                 raise SettingsError(f"SCRIPTED_MODELS_FILE: {error}") from error
         scripted = ScriptedProvider(scripts)
-        models += [(ModelRecord(name, name, "scripted", name), scripted) for name in scripts]
+        models += [
+            (ModelRecord(name, name, "scripted", name, script.prices), scripted) for name, script in scripts.items()
+        ]
         models += self._more_models
         try:
             registry = ModelRegistry(models, default=settings.default_model)
@@ -256,6 +268,15 @@ class Server:
             self.generations,
             models,
             titles,
+            Budgets(
+                BudgetLimits(
+                    tokens_per_day=settings.budget_tokens_per_day,
+                    tokens_per_month=settings.budget_tokens_per_month,
+                    cost_micros_per_day=settings.budget_cost_micros_per_day,
+                    cost_micros_per_month=settings.budget_cost_micros_per_month,
+                    answer_tokens=settings.budget_answer_tokens,
+                )
+            ),
             max_message_bytes=settings.max_message_bytes,
             max_history_chars=settings.max_history_chars,
             temporary_seconds=settings.temporary_thread_seconds,
@@ -279,6 +300,7 @@ class Server:
             settings=user_settings,
             forks=Forks(self.database),
             sharing=sharing,
+            usage=Usage(self.database, self.wakeups),
             changes=Changes(self.database, self.wakeups, threads, messages, projects, sharing, user_settings),
             wakeups=self.wakeups,
         )

@@ -9,6 +9,7 @@ CallerError
 ├── ConflictError            the idempotency key was used for something else
 ├── ThreadBusyError          an answer is being written in this thread
 ├── ModelUnavailableError    no such model, or none at all
+├── BudgetExceededError      the user has consumed what the operator allows for now
 ├── CursorInvalidError       not a cursor of this list or stream
 │   ├── CursorMismatchError  a cursor of another stream
 │   └── CursorAheadError     a position that does not exist yet
@@ -19,7 +20,9 @@ Everything else that reaches the edge is a defect and is shown as INTERNAL_SERVE
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
+from math import ceil
 
 
 class ErrorCode(StrEnum):
@@ -32,6 +35,7 @@ class ErrorCode(StrEnum):
     CONFLICT = "CONFLICT"
     THREAD_BUSY = "THREAD_BUSY"
     MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
     CURSOR_INVALID = "CURSOR_INVALID"
     CURSOR_MISMATCH = "CURSOR_MISMATCH"
     CURSOR_AHEAD = "CURSOR_AHEAD"
@@ -120,6 +124,25 @@ class ModelUnavailableError(CallerError):
 
     def __init__(self, *, field: str = "modelId") -> None:
         super().__init__("This model is not available; `models` lists those that are.", field=field)
+
+
+class BudgetExceededError(CallerError):
+    """The user's budget leaves no room for an answer.
+
+    Args:
+        resets_at: when the period is over whose budget it is.
+        now: the time by the clock that `resets_at` is of.
+    """
+
+    code = ErrorCode.BUDGET_EXCEEDED
+
+    def __init__(self, resets_at: datetime, *, now: datetime) -> None:
+        super().__init__(
+            "Your budget leaves no room for this question and an answer; it is renewed at "
+            f"{resets_at:%Y-%m-%d %H:%M} UTC.",
+            retry_after=ceil((resets_at - now).total_seconds()),
+        )
+        self.resets_at = resets_at
 
 
 class CursorInvalidError(CallerError):

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from models.database import Database, DatabaseUnavailableError
-from models.parts import ToolPart
+from models.parts import DeltaKind, ToolPart
 from models.records import MessageFailure, MessageRecord, MessageStatus, MessageTokens
 from models.text import clean, storable_json
 from providers.base import (
@@ -37,7 +37,7 @@ from streams.channel import Channel
 from streams.ending import AnswerEnd, StreamHold, end_answer
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
-from streams.tokens import estimate
+from streams.tokens import Allowance, estimate
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ _EMPTY = MessageFailure("EMPTY_ANSWER", "The model ended without an answer. Retr
 _FILTERED = MessageFailure("CONTENT_FILTERED", "The model's provider withheld the answer by its content rules.")
 _TIMEOUT = MessageFailure("PROVIDER_TIMEOUT", "The model was silent for too long. Retry later or with another model.")
 _TOO_LONG = MessageFailure("OUTPUT_LIMIT", "The answer reached the greatest length this server keeps.")
+_OVER_BUDGET = MessageFailure("BUDGET_EXCEEDED", "The answer reached the length that your budget leaves for it.")
 _DEFECT = MessageFailure("INTERNAL_SERVER_ERROR", "Something went wrong on this server while it answered. Retry.")
 
 
@@ -113,6 +114,10 @@ class Generation:
             if self._reading is not None:
                 self._reading.cancel()
 
+    def _used_up(self, most_tokens: int | None) -> bool:
+        """Whether the provider ended by our limit, and not by one of its own that lies below."""
+        return most_tokens is not None and (self._usage is None or self._usage.completion >= most_tokens)
+
     async def _settle(self) -> _Outcome:
         """The outcome, after the provider's connection is closed."""
         assert self._reading is not None
@@ -129,7 +134,7 @@ class Generation:
             self._prompt = "\n".join(message.text for message in asked.messages)
             self._called_provider = True
             async with aclosing(provider.stream(asked)) as events:
-                finish = await self._follow(events)
+                finish = await self._follow(events, asked.max_output_tokens)
         except ProviderFailure as failure:
             return _Outcome(
                 MessageStatus.FAILED,
@@ -137,28 +142,40 @@ class Generation:
             )
         except _OutputLimitError:
             return _Outcome(MessageStatus.INTERRUPTED, _TOO_LONG)
+        except _OverBudgetError:
+            return _Outcome(MessageStatus.INTERRUPTED, _OVER_BUDGET)
         except Exception:
             log.exception("a generation failed", extra={"message_id": str(self.hold.message_id)})
             return _Outcome(MessageStatus.FAILED, _DEFECT)
         if finish is None:
             return _Outcome(MessageStatus.INTERRUPTED, _HUNG_UP)
+        if finish.reason is FinishReason.LENGTH and self._used_up(asked.max_output_tokens):
+            return _Outcome(MessageStatus.INTERRUPTED, _OVER_BUDGET)
         if self.buffer.length == 0:
             filtered = finish.reason is FinishReason.CONTENT_FILTER
             return _Outcome(MessageStatus.FAILED, _FILTERED if filtered else _EMPTY)
         return _Outcome(MessageStatus.COMPLETE)
 
-    async def _follow(self, events: Any) -> Finish | None:
+    async def _follow(self, events: Any, most_tokens: int | None) -> Finish | None:
         buffer, now = self.buffer, asyncio.get_running_loop().time
         limit = self._limits.max_output_chars
+        # A provider is told the limit too; it may not know it, or not keep it.
+        allowance = None if most_tokens is None else Allowance(most_tokens)
         async for event in events:
             self._last_event = now()
             kind = type(event)
-            if kind is TextDelta:
-                buffer.append_text("TEXT", clean(event.text))
-            elif kind is ReasoningDelta:
-                buffer.append_text("REASONING", clean(event.text))
+            if kind is TextDelta or kind is ReasoningDelta:
+                name: DeltaKind = "TEXT" if kind is TextDelta else "REASONING"
+                text = clean(event.text)
+                allowed = text if allowance is None else allowance.take(name, text)
+                buffer.append_text(name, allowed)
+                if len(allowed) < len(text):
+                    raise _OverBudgetError
             elif kind is ToolCall:
-                buffer.append_part(ToolPart(clean(event.call_id), clean(event.name), storable_json(event.arguments)))
+                part = ToolPart(clean(event.call_id), clean(event.name), storable_json(event.arguments))
+                if allowance is not None and not allowance.take_part(part):
+                    raise _OverBudgetError
+                buffer.append_part(part)
             elif kind is TokenUsage:
                 self._usage = event
             else:
@@ -192,10 +209,17 @@ class _OutputLimitError(Exception):
     """The answer is longer than is kept."""
 
 
+class _OverBudgetError(Exception):
+    """The answer would be longer than its owner's budget leaves."""
+
+
 class Generations:
     """All generations of this process. Made by the composition root, ended by `drain`.
 
     Stops arrive over the channel, so that a stop asked of any process reaches the one that writes.
+
+    Args:
+        wakeups: who tells the user's subscriptions of each end that is stored.
     """
 
     def __init__(
@@ -289,6 +313,8 @@ class Generations:
         try:
             end = await generation.read(request, provider)
             record = await self._store(generation.hold, end)
+            # Also where the thread was deleted meanwhile: what was consumed is counted all the same.
+            await self._wakeups.ring(generation.hold.owner_id)
             log.info(
                 "answer ended",
                 extra={
@@ -306,8 +332,6 @@ class Generations:
                 buffer.end(record)
             else:
                 buffer.close()
-        if record is not None:
-            await self._wakeups.ring(record.owner_id)
 
     async def _store(self, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:
         """Write the end until it holds: the lease keeps the stream ours meanwhile."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from models.database import Database
 from models.parts import parts_from_json, parts_text
 from providers.base import PromptMessage, Role
+
+if TYPE_CHECKING:
+    from asyncpg import Connection
 
 MAX_HISTORY_MESSAGES = 500
 
@@ -34,8 +38,13 @@ async def history(database: Database, message_id: UUID, *, max_chars: int) -> tu
     the oldest are left out, and what is left begins with a user's message; the last message is always there.
     """
     async with database.acquire() as connection:
-        rows = await connection.fetch(_BRANCH, message_id, MAX_HISTORY_MESSAGES)
-        instruction = await connection.fetchval(_PROJECT_PROMPT, message_id)
+        return await read_history(connection, message_id, max_chars=max_chars)
+
+
+async def read_history(connection: Connection, message_id: UUID, *, max_chars: int) -> tuple[PromptMessage, ...]:
+    """The same, in the transaction of a connection."""
+    rows = await connection.fetch(_BRANCH, message_id, MAX_HISTORY_MESSAGES)
+    instruction = await connection.fetchval(_PROJECT_PROMPT, message_id)
     newest_first: list[PromptMessage] = []
     chars = 0
     for row in rows:

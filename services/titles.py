@@ -31,8 +31,10 @@ _INSTRUCTION = (
 _SET = "UPDATE threads SET title = $2, title_source = 'MODEL' WHERE id = $1 AND title_source = 'TEXT'"
 _USED = """
 INSERT INTO usage_events (id, owner_id, message_id, kind, model, status, prompt_tokens, completion_tokens,
-    reasoning_tokens, cached_tokens, estimated)
-SELECT $1, $2, $3, 'TITLE', $4, 'COMPLETE', $5, $6, $7, $8, $9 WHERE EXISTS (SELECT FROM users WHERE id = $2)
+    reasoning_tokens, cached_tokens, estimated, thread_id, prompt_price, cached_price, completion_price, cost_micros)
+SELECT $1, $2, $3, 'TITLE', $4, 'COMPLETE', $5, $6, $7, $8, $9,
+    (SELECT id FROM threads WHERE id = $10 AND NOT temporary), $11, $12, $13, $14
+WHERE EXISTS (SELECT FROM users WHERE id = $2)
 ON CONFLICT (message_id, kind) DO NOTHING
 """
 
@@ -112,6 +114,7 @@ class Titles:
                 else:
                     tokens = reported_tokens(usage)
                 title = _unquoted(title_from_text(said))
+                prices = model.prices
                 async with self._database.acquire() as connection:
                     if title:
                         await connection.execute(_SET, thread_id, title)
@@ -119,6 +122,9 @@ class Titles:
                         _USED,
                         *(new_id(), viewer.id, message_id, model.id),
                         *(tokens.prompt, tokens.completion, tokens.reasoning, tokens.cached, tokens.estimated),
+                        thread_id,
+                        *((prices.prompt, prices.cached, prices.completion) if prices else (None, None, None)),
+                        prices.cost_micros(tokens) if prices else None,
                     )
                 await self._wakeups.ring(viewer.id)
         except Exception as error:

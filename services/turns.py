@@ -3,6 +3,7 @@
 The order inside is what the promises rest on. What can be refused without the database is refused first. The row of the
 idempotency key is written first of all, so that equal requests wait for one another there. Then the thread is locked:
 one writer at a time. The stream's buffer is open before the commit makes the message visible: no reader is too early.
+Where there is a budget, the user's row is locked before everything else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from models.parts import TextPart, parts_to_json
 from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord
 from providers.base import GenerationRequest, Provider, ReasoningEffort
 from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
+from services.budgets import Budgets, Reservation
 from services.errors import (
     BadUserInputError,
     ConflictError,
@@ -33,7 +35,7 @@ from services.errors import (
     UnavailableError,
 )
 from services.generation import Generations
-from services.history import history
+from services.history import history, read_history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.titles import Titles, title_from_text
@@ -106,11 +108,11 @@ WITH parent AS (
         updated_at)
     VALUES ($1, $2, $3, $4, $5, true, 'ASSISTANT', 'STREAMING', '[]', $6, now(), now())
 ), stream AS (
-    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at)
-    VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8))
+    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reserved_tokens, reserved_cost_micros)
+    VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8), $9, $10)
 )
 UPDATE threads SET updated_at = now(), expires_at = CASE
-    WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $9)) ELSE expires_at
+    WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $11)) ELSE expires_at
 END
 WHERE id = $3 RETURNING {THREAD_COLUMNS}
 """  # noqa: S608
@@ -157,6 +159,14 @@ class _NewTurn:
     provider: Provider
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the transaction of a turn wrote."""
+
+    thread: ThreadRecord
+    reservation: Reservation
+
+
 class Turns:
     """Makes turns for viewers."""
 
@@ -168,6 +178,7 @@ class Turns:
         generations: Generations,
         models: ModelRegistry,
         titles: Titles,
+        budgets: Budgets,
         *,
         max_message_bytes: int,
         max_history_chars: int,
@@ -179,6 +190,7 @@ class Turns:
         self._generations = generations
         self._models = models
         self._titles = titles
+        self._budgets = budgets
         self._max_message_bytes = max_message_bytes
         self._max_history_chars = max_history_chars
         self._temporary_seconds = temporary_seconds
@@ -193,6 +205,7 @@ class Turns:
             NotFoundError: no such thread or project of the viewer's.
             ThreadBusyError: an answer is being written in the thread.
             ConflictError: the key was used for something else.
+            BudgetExceededError: the viewer's budget leaves no room for an answer.
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
         thread_id, begun = (None, place) if isinstance(place, NewThread) else (place, NewThread())
@@ -202,7 +215,7 @@ class Turns:
             viewer, request, "send", thread_id or new_id(), new_id(), *said, project_id=begun.project_id
         )
 
-        async def write(connection: Connection) -> ThreadRecord:
+        async def write(connection: Connection) -> _Written:
             parent_id, depth = None, 0
             if thread_id is None:
                 title = title_from_text(text)
@@ -232,7 +245,7 @@ class Turns:
         place = await self._place(viewer, message_id, MessageRole.USER)
         new = await self._prepare(viewer, request, "edit", place["thread_id"], new_id(), message_id.hex, text)
 
-        async def write(connection: Connection) -> ThreadRecord:
+        async def write(connection: Connection) -> _Written:
             await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
             await leave_branch(connection, new.thread_id, place["parent_id"])
             return await self._add(connection, new, place["parent_id"], place["depth"], text)
@@ -248,7 +261,7 @@ class Turns:
         place = await self._place(viewer, message_id, MessageRole.ASSISTANT)
         new = await self._prepare(viewer, request, "retry", place["thread_id"], place["parent_id"], message_id.hex)
 
-        async def write(connection: Connection) -> ThreadRecord:
+        async def write(connection: Connection) -> _Written:
             await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
             await leave_branch(connection, new.thread_id, new.user_message_id)
             return await self._add(connection, new, new.user_message_id, place["depth"], None)
@@ -299,7 +312,7 @@ class Turns:
 
     async def _add(
         self, connection: Connection, new: _NewTurn, parent_id: UUID | None, depth: int, text: str | None
-    ) -> ThreadRecord:
+    ) -> _Written:
         """Write the question (None: there already, as `parent_id`) and its answer's placeholder with its stream."""
         owner_id = new.viewer.id
         if text is not None:
@@ -308,12 +321,17 @@ class Turns:
                 _ADD_QUESTION, new.user_message_id, owner_id, new.thread_id, parent_id, depth, parts
             )
             depth += 1
+        reservation = Reservation()
+        if self._budgets.any:
+            prompt = await read_history(connection, new.user_message_id, max_chars=self._max_history_chars)
+            reservation = await self._budgets.reserve(connection, new.viewer, prompt, new.model.prices)
         row = await connection.fetchrow(
             _ADD_ANSWER,
             *(new.answer_id, owner_id, new.thread_id, new.user_message_id, depth, new.model.id),
-            *(self._leases.holder, self._leases.lease_seconds, self._temporary_seconds),
+            *(self._leases.holder, self._leases.lease_seconds, reservation.tokens, reservation.cost_micros),
+            self._temporary_seconds,
         )
-        return ThreadRecord.from_row(row)
+        return _Written(ThreadRecord.from_row(row), reservation)
 
     async def _once(self, new: _NewTurn, write: Any) -> Turn:
         """Make the turn, or find the one that its key made before.
@@ -327,6 +345,8 @@ class Turns:
         started = False
         try:
             async with self._database.transaction() as connection:
+                if self._budgets.any:
+                    await self._budgets.lock(connection, new.viewer)
                 taken = await connection.fetchval(
                     _TAKE_KEY,
                     *(new_id(), new.viewer.id, new.request.idempotency_key, new.fingerprint),
@@ -334,9 +354,9 @@ class Turns:
                 )
                 if taken is None:
                     return await self._repeat(connection, new)
-                thread = await write(connection)
+                written: _Written = await write(connection)
                 rows = await connection.fetch(_FIND, [new.user_message_id, new.answer_id], new.viewer.id)
-            self._start(new, buffer)
+            self._start(new, buffer, written.reservation)
             started = True
         except asyncpg.UniqueViolationError as error:
             # The index that allows one live answer a thread; the lock makes it all but impossible to meet.
@@ -348,14 +368,19 @@ class Turns:
                 self._hub.remove(new.answer_id)
                 buffer.close()
         by_id = {row["id"]: MessageRecord.from_row(row) for row in rows}
-        return Turn(thread, by_id[new.user_message_id], by_id[new.answer_id])
+        return Turn(written.thread, by_id[new.user_message_id], by_id[new.answer_id])
 
-    def _start(self, new: _NewTurn, buffer: Any) -> None:
+    def _start(self, new: _NewTurn, buffer: Any, reservation: Reservation) -> None:
         async def request() -> GenerationRequest:
             messages = await history(self._database, new.user_message_id, max_chars=self._max_history_chars)
-            return GenerationRequest(new.model.vendor_name, messages, new.request.reasoning_effort)
+            return GenerationRequest(
+                new.model.vendor_name,
+                messages,
+                new.request.reasoning_effort,
+                max_output_tokens=reservation.answer_tokens,
+            )
 
-        hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id)
+        hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
         self._generations.start(hold, buffer, request, new.provider)
 
     async def _repeat(self, connection: Connection, new: _NewTurn) -> Turn:

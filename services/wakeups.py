@@ -7,6 +7,7 @@ doubled or for nothing does no harm; the look every few seconds finds what no wa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +37,11 @@ class Watch:
         """There may be something new."""
         self._woken.set()
 
-    async def wait(self) -> None:
-        """Wait until woken; a wake-up since the last wait counts. Look before the first wait, not after it."""
-        await self._woken.wait()
+    async def wait(self, at_most_seconds: float | None = None) -> None:
+        """Wait until woken, or for so long; a wake-up since the last wait counts. Look before the first wait."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_seconds):
+                await self._woken.wait()
         self._woken.clear()
 
 
@@ -69,8 +72,11 @@ class Wakeups:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def ring(self, user_id: UUID) -> None:
-        """Wake every subscription of this user, in every process. Call it after the commit."""
-        await self._channel.publish(_CHANNEL, {"userId": user_id.hex})
+        """Wake every subscription of this user, in every process. Call it after the commit. Never fails."""
+        try:
+            await self._channel.publish(_CHANNEL, {"userId": user_id.hex})
+        except Exception:
+            log.warning("the feeds wait for their slow look", exc_info=True)
 
     @contextmanager
     def watch(self, user_id: UUID) -> Iterator[Watch]:

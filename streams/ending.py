@@ -8,6 +8,7 @@ from uuid import UUID
 from models.database import Database
 from models.ids import new_id
 from models.parts import Part, parts_to_json
+from models.prices import ModelPrices
 from models.records import (
     MESSAGE_COLUMNS_BUT_PARTS,
     MessageFailure,
@@ -18,10 +19,11 @@ from models.records import (
 
 # The thread is locked first, as everything that writes into a thread does: no deadlock with its deletion. Whoever does
 # not hold the stream in the epoch it names finds nothing in `held` and changes nothing. The usage event is written all
-# the same, once per message: what was consumed was consumed, though the thread was deleted meanwhile.
+# the same, once per message: what was consumed was consumed, though the thread was deleted meanwhile. What the turn had
+# reserved of its owner's budget is in the stream's row: it goes as the event comes, and no reader sees neither or both.
 _END = f"""
 WITH thread AS (
-    SELECT id FROM threads WHERE id = $17 FOR UPDATE
+    SELECT id, temporary FROM threads WHERE id = $17 FOR UPDATE
 ), held AS (
     DELETE FROM streams USING thread WHERE message_id = $1 AND epoch = $2 RETURNING message_id
 ), ended AS (
@@ -35,9 +37,11 @@ WITH thread AS (
 ), touched AS (
     UPDATE threads SET updated_at = now() FROM ended WHERE threads.id = ended.thread_id
 ), used AS (
-    INSERT INTO usage_events (id, owner_id, message_id, kind, model, status, prompt_tokens, completion_tokens,
-        reasoning_tokens, cached_tokens, estimated)
-    SELECT $13, $14, $1, 'ANSWER', $15, $3, $8, $9, $10, $11, $12
+    INSERT INTO usage_events (id, owner_id, message_id, thread_id, kind, model, status, prompt_tokens,
+        completion_tokens, reasoning_tokens, cached_tokens, estimated, prompt_price, cached_price, completion_price,
+        cost_micros)
+    SELECT $13, $14, $1, (SELECT id FROM thread WHERE NOT temporary), 'ANSWER', $15, $3, $8, $9, $10, $11, $12, $18,
+        $19, $20, $21
     WHERE NOT $16 AND EXISTS (SELECT FROM users WHERE id = $14)
     ON CONFLICT (message_id, kind) DO NOTHING
 )
@@ -59,13 +63,14 @@ class AnswerEnd:
 
 @dataclass(frozen=True, slots=True)
 class StreamHold:
-    """The right to write one stream: `epoch` is the one under which it was taken."""
+    """The right to write one stream: `epoch` is the one under which it was taken, `prices` what its model costs."""
 
     message_id: UUID
     thread_id: UUID
     owner_id: UUID
     epoch: int
     model: str
+    prices: ModelPrices | None = None
 
 
 async def end_answer(database: Database, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:
@@ -78,7 +83,7 @@ async def end_answer(database: Database, hold: StreamHold, end: AnswerEnd) -> Me
         DatabaseUnavailableError: it is not known whether the end is stored; calling again is safe.
     """
     parts_json = parts_to_json(end.parts)
-    failure, tokens = end.failure, end.tokens
+    failure, tokens, prices = end.failure, end.tokens, hold.prices
     async with database.acquire() as connection:
         row = await connection.fetchrow(
             _END,
@@ -99,5 +104,7 @@ async def end_answer(database: Database, hold: StreamHold, end: AnswerEnd) -> Me
             hold.model,
             not end.called_provider,
             hold.thread_id,
+            *((prices.prompt, prices.cached, prices.completion) if prices else (None, None, None)),
+            prices.cost_micros(tokens) if prices else None,
         )
     return None if row is None else MessageRecord.from_row(row, parts_json)

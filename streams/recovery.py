@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
 from models.database import Database, DatabaseUnavailableError
 from models.parts import parts_from_json
+from models.prices import ModelPrices
 from models.records import MessageFailure, MessageRecord, MessageStatus
 from streams.buffer import join_parts
 from streams.ending import AnswerEnd, StreamHold, end_answer
@@ -39,6 +40,9 @@ class Reaper:
         living: the messages that this process writes; they are not reaped by itself, however late their leases are.
         every_seconds: pause between two looks.
         lease_seconds: how long a stream that was taken over is this process's to finish.
+        prices_of: what a model costs now. An answer whose server died is billed by the prices of the server that ends
+            it: they are the operator's at most a lease and a start later, and the stream need not carry them.
+        used: told the user after each end that is stored; must not fail.
     """
 
     def __init__(
@@ -48,12 +52,16 @@ class Reaper:
         living: Callable[[], list[UUID]],
         every_seconds: float,
         lease_seconds: float,
+        prices_of: Callable[[str], ModelPrices | None],
+        used: Callable[[UUID], Awaitable[None]],
     ) -> None:
         self._database = database
         self._living = living
         self._taker = uuid4()
         self._every_seconds = every_seconds
         self._lease_seconds = lease_seconds
+        self._prices_of = prices_of
+        self._used = used
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -83,7 +91,10 @@ class Reaper:
                     _TAKE_OVER, [*self._living(), *failed], self._lease_seconds, all_others, _BATCH, self._taker
                 )
             for row in rows:
-                hold = StreamHold(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"])
+                hold = StreamHold(
+                    *(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"]),
+                    prices=self._prices_of(row["model"]),
+                )
                 try:
                     record = await self._finish(hold)
                 except DatabaseUnavailableError:
@@ -104,6 +115,7 @@ class Reaper:
         parts = join_parts([parts_from_json(row["parts"]) for row in rows])
         end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate("", parts))
         record = await end_answer(self._database, hold, end)
+        await self._used(hold.owner_id)
         if record is not None:
             log.warning("ended an answer whose server was lost", extra={"message_id": str(hold.message_id)})
         return record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from models.parts import Part, ReasoningPart, TextPart
+import orjson
+
+from models.parts import DeltaKind, Part, ReasoningPart, TextPart, ToolPart
 from models.records import MessageTokens
 
 # Common tokenizers make about one token of four bytes of English text; other scripts have more bytes a character.
@@ -19,3 +21,39 @@ def estimate(prompt: str, parts: list[Part]) -> MessageTokens:
     text = sum(estimate_tokens(part.text) for part in parts if isinstance(part, TextPart))
     reasoning = sum(estimate_tokens(part.text) for part in parts if isinstance(part, ReasoningPart))
     return MessageTokens(estimate_tokens(prompt), text + reasoning, reasoning, 0, estimated=True)
+
+
+class Allowance:
+    """How many tokens an answer may have yet, counted as `estimate` counts them, without looking at what came before.
+
+    Args:
+        tokens: at most so many; what was taken is never estimated to be more.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._bytes_left = tokens * _BYTES_PER_TOKEN
+        self._kind: DeltaKind | None = None
+
+    def take(self, kind: DeltaKind, text: str) -> str:
+        """The text that is allowed: all of it, or what fits of its beginning."""
+        if not text:
+            return text
+        if kind != self._kind:
+            self._begin(kind)
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > self._bytes_left:
+            text = text.encode()[: max(0, self._bytes_left)].decode(errors="ignore")
+            size = self._bytes_left
+        self._bytes_left -= size
+        return text
+
+    def take_part(self, part: ToolPart) -> bool:
+        """Whether a tool call is allowed: whole or not at all. Its name and arguments are what the model wrote."""
+        self._begin(None)
+        self._bytes_left -= len(part.name.encode()) + len(orjson.dumps(part.arguments))
+        return self._bytes_left >= 0
+
+    def _begin(self, kind: DeltaKind | None) -> None:
+        """A part of its own is rounded up to whole tokens by itself."""
+        self._bytes_left -= self._bytes_left % _BYTES_PER_TOKEN
+        self._kind = kind

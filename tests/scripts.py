@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+from models.prices import ModelPrices
 from providers.base import (
     FailureCode,
     Finish,
@@ -23,6 +24,10 @@ from providers.scripted import Crash, Fail, HangUp, Pause, Say, Script, Scripted
 
 _SCRIPTS = {
     "two-words": Script((Say("Hello world"), TokenUsage(7, 2, 0, 3))),
+    "priced": Script(
+        (Say("Hello world"), TokenUsage(1_000, 100, 40, 600)), prices=ModelPrices(2_000_000, 200_000, 8_000_000)
+    ),
+    "priced-and-hangs": Script((Say("one two "), Pause(None)), prices=ModelPrices(2_000_000, 200_000, 8_000_000)),
     "slow": Script((Say(" ".join(f"word{n}" for n in range(2_000))),), words_per_second=100),
     "fails-at-once": Script((Fail(FailureCode.RATE_LIMITED, 7),)),
     "fails-midway": Script((Say("one two "), Fail(FailureCode.PROVIDER_UNAVAILABLE))),
@@ -94,7 +99,7 @@ class _Scripts:
         """Each model with its provider."""
         scripted = ScriptedProvider(_SCRIPTS)
         models: list[tuple[ModelRecord, Provider]] = [
-            (ModelRecord(name, name, "test", name), scripted) for name in _SCRIPTS
+            (ModelRecord(name, name, "test", name, script.prices), scripted) for name, script in _SCRIPTS.items()
         ]
         models.append((ModelRecord("driven", "driven", "test", "driven"), self.driven))
         return models

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import strawberry
 
 from graph.context import Info
-from graph.scalars import JSON, Cursor
+from graph.scalars import JSON, BigInt, Cursor
 from graph.types.connection import PageInfo, page_info
 from graph.types.model import Model, model_of
 from graph.types.node import Node
@@ -79,6 +80,9 @@ class MessageErrorCode(Enum):
     OUTPUT_LIMIT = strawberry.enum_value(
         "OUTPUT_LIMIT", description="The answer reached the greatest length this server keeps."
     )
+    BUDGET_EXCEEDED = strawberry.enum_value(
+        "BUDGET_EXCEEDED", description="The answer reached the length that its user's budget leaves for one answer."
+    )
     SERVER_SHUTDOWN = strawberry.enum_value(
         "SERVER_SHUTDOWN", description="The server was shut down while it answered."
     )
@@ -106,6 +110,7 @@ class MessageError:
 class MessageUsage:
     """The tokens of a message."""
 
+    message_id: strawberry.Private[UUID]
     prompt_tokens: int = strawberry.field(description="Tokens of the history that was sent.")
     completion_tokens: int = strawberry.field(description="Tokens the model wrote, its reasoning among them.")
     reasoning_tokens: int = strawberry.field(description="Share of `completionTokens` that was reasoning.")
@@ -114,9 +119,10 @@ class MessageUsage:
     estimated: bool = strawberry.field(description="Whether the provider reported nothing and this is an estimate.")
 
     @classmethod
-    def of(cls, tokens: MessageTokens) -> MessageUsage:
-        """From the stored counts."""
+    def of(cls, message_id: UUID, tokens: MessageTokens) -> MessageUsage:
+        """From the stored counts of a message."""
         return cls(
+            message_id=message_id,
             prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
             reasoning_tokens=tokens.reasoning,
@@ -124,6 +130,14 @@ class MessageUsage:
             total_tokens=tokens.prompt + tokens.completion,
             estimated=tokens.estimated,
         )
+
+    @strawberry.field(
+        description="What it cost by the prices of its time, in millionths of the operator's currency; null where they "
+        "were not known."
+    )
+    async def cost_micros(self, info: Info) -> BigInt | None:
+        cost = await info.context.loaders.answer_cost.load(self.message_id)
+        return None if cost is None else BigInt(cost)
 
 
 @strawberry.type(description="What the model says, or what the user wrote. Markdown, as it came.")
@@ -243,7 +257,7 @@ class Message(Node):
         description="What it consumed; null for a user's message, while it is STREAMING, and in a copy of a share."
     )
     def usage(self) -> MessageUsage | None:
-        return None if self.record.tokens is None else MessageUsage.of(self.record.tokens)
+        return None if self.record.tokens is None else MessageUsage.of(self.record.id, self.record.tokens)
 
     @strawberry.field(
         description="Why it is not whole; null where it is, where its user stopped it, and in a copy of a share."

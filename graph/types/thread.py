@@ -13,6 +13,7 @@ from graph.types.message import Message, MessageConnection
 from graph.types.node import Node
 from graph.types.project import Project
 from graph.types.share import Share
+from graph.types.usage import TokenTotals
 from models.ids import IdKind, outside_id
 from models.records import ThreadRecord
 from services.paging import Page, PathPosition, ThreadPosition, page_request
@@ -71,6 +72,13 @@ class Thread(Node):
     @strawberry.field(description="The links to snapshots of it that have not expired, newest first. At most 100.")
     async def shares(self, info: Info) -> list[Share]:
         return [Share.of(record, self.record) for record in await info.context.loaders.shares.load(self.record.id)]
+
+    @strawberry.field(
+        description="What it consumed so far, its title and abandoned branches among it. Nothing for a temporary "
+        "thread, whose usage is counted in reports only."
+    )
+    async def usage(self, info: Info) -> TokenTotals:
+        return TokenTotals.of(await info.context.loaders.thread_usage.load(self.record.id))
 
 
 @strawberry.type(description="A thread in its place in the list.")

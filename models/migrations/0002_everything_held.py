@@ -350,7 +350,10 @@ class Migration(migrations.Migration):
         ops.RunSQL(
             """
             CREATE INDEX threads_expiring ON threads (expires_at) WHERE expires_at IS NOT NULL;
-            ALTER TABLE usage_quarters ADD CONSTRAINT usage_quarters_once UNIQUE (owner_id, began_at, model);
+            -- With the sums, so that a report reads the index alone: the rows of one user lie among those of all.
+            ALTER TABLE usage_quarters ADD CONSTRAINT usage_quarters_once UNIQUE (owner_id, began_at, model)
+                INCLUDE (requests, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, priced_requests,
+                    cost_micros);
             ALTER TABLE shares ADD CONSTRAINT shares_token UNIQUE (token);
             ALTER TABLE share_messages
                 ADD CONSTRAINT share_messages_once UNIQUE (share_id, position),

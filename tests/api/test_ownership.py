@@ -50,6 +50,8 @@ ROWS: dict[str, tuple[str, str]] = {
         "open",
     ),
     "query.models": ("query { it: models { id } }", "own"),
+    "query.usage": ("query { it: usage(timeframe: DAY) { totals { requests } byModel { id } } }", "own"),
+    "subscription.usage": ("subscription { it: usage(timeframe: DAY) { totals { requests } byModel { id } } }", "own"),
     "mutation.startAnonymousSession": ("mutation { it: startAnonymousSession { viewer { id } } }", "open"),
     "mutation.claimAnonymousData": (
         'mutation { it: claimAnonymousData(input: {token: "{session}"}) { viewer { id } threadCount } }',

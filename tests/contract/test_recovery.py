@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from models.database import Database, DatabaseUnavailableError
 from models.ids import new_id
 from models.parts import Part, ReasoningPart, SourcePart, TextPart, ToolPart, parts_length, parts_text, parts_to_json
+from models.prices import ModelPrices
 from models.records import MessageFailure, MessageRecord, MessageStatus, MessageTokens
 from models.text import clean_json, storable_json
 from streams.buffer import StreamBuffer, replay
@@ -31,6 +32,7 @@ from tests.conftest import make_database
 
 DEADLINE_SECONDS = 30.0
 TOKENS = MessageTokens(5, 3, 1, 2, estimated=False)
+PRICES = ModelPrices(3_000_000, 300_000, 15_000_000)
 storable = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
 growth = st.one_of(
     st.tuples(st.just("TEXT"), storable),
@@ -82,7 +84,7 @@ class Answer:
     @property
     def hold(self) -> StreamHold:
         """The hold that its producer has."""
-        return StreamHold(self.id, self.thread_id, self.owner_id, 1, "two-words")
+        return StreamHold(self.id, self.thread_id, self.owner_id, 1, "two-words", PRICES)
 
 
 async def leave(database: Database, *stretches: list[Part], lease: float = -1.0, holder: UUID | None = None) -> Answer:
@@ -125,9 +127,20 @@ async def leave(database: Database, *stretches: list[Part], lease: float = -1.0,
     return answer
 
 
+async def told(user_id: UUID) -> None:
+    """Nobody follows."""
+
+
 def reaper(database: Database, *, living: list[UUID] | None = None, every: float = 60.0) -> Reaper:
     """A reaper of a server that writes these answers."""
-    return Reaper(database, living=lambda: living or [], every_seconds=every, lease_seconds=10)
+    return Reaper(
+        database,
+        living=lambda: living or [],
+        every_seconds=every,
+        lease_seconds=10,
+        prices_of={"two-words": PRICES}.get,
+        used=told,
+    )
 
 
 async def rows_of(database: Database, answer: Answer) -> dict[str, list[dict[str, Any]]]:
@@ -191,6 +204,9 @@ async def test_an_answer_whose_lease_ran_out_is_ended_with_what_was_saved_of_it(
     assert (used["kind"], used["model"], used["status"]) == ("ANSWER", "two-words", "INTERRUPTED")
     assert (used["owner_id"], used["estimated"]) == (answer.owner_id, True)
     assert (used["prompt_tokens"], used["completion_tokens"], used["reasoning_tokens"]) == (0, 7, 3)
+    assert used["thread_id"] == answer.thread_id
+    assert (used["prompt_price"], used["cached_price"], used["completion_price"]) == (3_000_000, 300_000, 15_000_000)
+    assert used["cost_micros"] == 7 * 15
 
 
 async def test_an_answer_of_which_nothing_was_saved_ends_empty(database: Database) -> None:
@@ -375,6 +391,7 @@ async def test_the_end_of_an_answer_whose_thread_was_deleted_only_counts_its_use
     (used,) = (rows := await rows_of(database, answer)).pop("usage_events")
     assert not any(rows.values())
     assert (used["owner_id"], used["completion_tokens"]) == (answer.owner_id, 3)
+    assert (used["thread_id"], used["cost_micros"]) == (None, 3 * 3 + round(2 * 0.3) + 3 * 15)
 
 
 async def test_the_end_of_an_answer_whose_user_is_gone_leaves_no_row(database: Database) -> None:

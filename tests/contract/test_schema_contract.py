@@ -168,8 +168,8 @@ def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
 
 def test_a_list_that_no_page_bounds_is_bounded_by_its_description() -> None:
     unpaged = {place for place, field in fields() if str(field.type).startswith("[") and "Connection." not in place}
-    # Parts are bounded by the length of an answer, models by the operator's settings.
-    by_nature = {"Message.parts", "SharedMessage.parts", "Query.models"}
+    # Parts are bounded by the length of an answer, models (asked ones too) by the operator's settings, buckets by 30.
+    by_nature = {"Message.parts", "SharedMessage.parts", "Query.models", "UsageReport.buckets", "UsageReport.byModel"}
     by_number = {"Message.siblings", "Query.nodes", "Thread.shares"}
     assert unpaged == by_nature | by_number
     for place in by_number:
@@ -241,5 +241,7 @@ def test_an_argument_is_required_only_where_nothing_can_be_done_without_it() -> 
         "Query.message": {"id"},
         "Query.project": {"id"},
         "Query.sharedThread": {"token"},
+        "Query.usage": {"timeframe"},
         "Subscription.messageStream": {"messageId"},
+        "Subscription.usage": {"timeframe"},
     }

@@ -81,7 +81,7 @@ async def index_of(connection: asyncpg.Connection, name: str) -> asyncpg.Record 
         SELECT indrelid::regclass::text AS on_table, indisunique AS is_unique, indisvalid AS is_valid,
             pg_get_expr(indpred, indrelid) AS condition,
             (SELECT array_agg(attname::text ORDER BY place) FROM unnest(indkey) WITH ORDINALITY AS key (number, place)
-                JOIN pg_attribute ON attrelid = indrelid AND attnum = number) AS columns
+                JOIN pg_attribute ON attrelid = indrelid AND attnum = number WHERE place <= indnkeyatts) AS columns
         FROM pg_index WHERE indexrelid = to_regclass($1)
         """,
         name,

@@ -56,10 +56,16 @@ USABLE: dict[str, tuple[str, object]] = {
     "OPENAI_API_KEY": ("sk-1", "sk-1"),
     "OPENAI_BASE_URL": ("http://127.0.0.1:1234/v1", "http://127.0.0.1:1234/v1"),
     "OPENAI_MODELS": (" one, two ,, ", ("one", "two")),
+    "OPENAI_PRICES": ("a=1/0/3,b=4/5/6", (("a", (1, 0, 3)), ("b", (4, 5, 6)))),
     "PROVIDER_IDLE_SECONDS": ("3600", 3_600.0),
     "PROVIDER_TOTAL_SECONDS": ("1", 1.0),
     "SCRIPTED_MODELS": ("false", False),
     "SCRIPTED_MODELS_FILE": ("/etc/scripts.json", Path("/etc/scripts.json")),
+    "BUDGET_TOKENS_PER_DAY": ("0", 0),
+    "BUDGET_TOKENS_PER_MONTH": ("1000000", 1_000_000),
+    "BUDGET_COST_MICROS_PER_DAY": ("9007199254740992", 2**53),
+    "BUDGET_COST_MICROS_PER_MONTH": ("5", 5),
+    "BUDGET_ANSWER_TOKENS": ("1", 1),
 }
 
 ORIGINS = "exact origins such as https://chat.example.com, separated by commas, without a path"
@@ -106,9 +112,19 @@ UNUSABLE = [
     ("IDEMPOTENCY_RETENTION_DAYS", "-1", "a number of days from 0.01 to 36500"),
     ("OPENAI_BASE_URL", "api.openai.com/v1", HTTP),
     ("OPENAI_BASE_URL", "https://[", HTTP),
+    (
+        "OPENAI_PRICES",
+        "a=1/2",
+        "entries such as name=250000/25000/2000000 (prompt/cached/completion), separated by commas",
+    ),
     ("PROVIDER_IDLE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
     ("PROVIDER_TOTAL_SECONDS", "a day", "a number of seconds from 1 to 86400"),
     ("SCRIPTED_MODELS", "maybe", "true or false"),
+    ("BUDGET_TOKENS_PER_DAY", "-1", f"a whole number from 0 to {2**53}"),
+    ("BUDGET_TOKENS_PER_MONTH", "1e6", f"a whole number from 0 to {2**53}"),
+    ("BUDGET_COST_MICROS_PER_DAY", "9007199254740993", f"a whole number from 0 to {2**53}"),
+    ("BUDGET_COST_MICROS_PER_MONTH", "unlimited", f"a whole number from 0 to {2**53}"),
+    ("BUDGET_ANSWER_TOKENS", "0", "a whole number from 1 to 1000000"),
 ]
 # These take any text.
 FREE = {

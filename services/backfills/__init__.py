@@ -1,0 +1,1 @@
+"""Repairs of kept data, in batches that can be stopped and resumed."""
