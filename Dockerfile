@@ -15,7 +15,7 @@ COPY requirements/run.lock /build/run.lock
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --require-hashes --only-binary=:all: --requirement /build/run.lock
 WORKDIR /app
-COPY config.py schema.graphql ./
+COPY config.py schema.graphql threadgraph ./
 COPY graph graph
 COPY models models
 COPY providers providers
@@ -41,6 +41,8 @@ RUN groupadd --gid 10001 threadgraph \
     && install --directory --owner=threadgraph --group=threadgraph --mode=0700 /data
 COPY --from=builder /opt/venv /opt/venv
 COPY --from=builder /app /app
+# For `docker exec`: threadgraph backfill, threadgraph seed.
+RUN ln -s /app/threadgraph /usr/local/bin/threadgraph
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOST=0.0.0.0 \

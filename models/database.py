@@ -8,6 +8,7 @@ one object instead of to a context variable (docs/decisions/0003-tortoise-for-ta
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,27 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from tortoise import Tortoise
-from tortoise.migrations.api import migrate
+from tortoise.connection import get_connection
+from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
+from tortoise.migrations.graph import MigrationKey
+from tortoise.migrations.schema_editor import AsyncpgSchemaEditor
+from tortoise.transactions import in_transaction
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Pool
 
+log = logging.getLogger(__name__)
+
 # Any constant will do, as long as nothing else in the database uses it.
 _MIGRATION_LOCK = 0x7468_7264
 _SOLE_SERVER_LOCK = 0x7468_7265
+
+_APP = "threadgraph"
+_CONNECTION = "default"
+# A change of a table waits for the statements that use it, and everything new waits behind the change. So it waits
+# shortly, lets those pass, and tries again.
+_TABLE_LOCK_SECONDS = 3
+_TABLE_LOCK_TRIES = 20
 
 
 class DatabaseUnavailableError(Exception):
@@ -75,12 +89,39 @@ class Database:
             except TimeoutError:
                 pool.terminate()
 
-    async def migrate(self) -> None:
-        """Bring the tables up to this version. Servers that start at once migrate once; the others wait."""
+    async def migrate(self, *, to: str | None = None) -> list[str]:
+        """Bring the tables up to this version. Servers that start at once migrate once; the others wait.
+
+        Each migration and the note that it was applied are one transaction: whatever ends it, a fault or a `kill -9`,
+        it is done or it has not begun. A database that a newer version migrated is left as it is.
+
+        Args:
+            to: the last migration to apply; the newest unless given.
+
+        Returns:
+            The names of the migrations that were applied.
+        """
         guard = await asyncpg.connect(self.url, timeout=self._timeout_seconds)
         try:
-            await guard.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
-            await migrate(config=self._tortoise_config())
+            if not await guard.fetchval("SELECT pg_try_advisory_lock($1)", _MIGRATION_LOCK):
+                log.info("waiting for another process that migrates the database")
+                await guard.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+            config = self._tortoise_config()
+            await Tortoise.init(config=config, init_connections=False)
+            connection = get_connection(_CONNECTION)
+            executor = MigrationExecutor(connection, config["apps"])
+            # First of all: Tortoise reads the table in the transaction below, where a failure would not be overlooked.
+            await executor.recorder.ensure_schema(AsyncpgSchemaEditor(connection, atomic=False))
+            await executor.loader.build_graph()
+            graph = executor.loader.graph
+            wanted = [MigrationKey(_APP, to)] if to is not None else graph.leaf_nodes(_APP)
+            names = [key.name for leaf in wanted for key in graph.forwards_plan(leaf)]
+            applied = {key.name for key in await executor.recorder.applied_migrations()}
+            pending = [name for name in dict.fromkeys(names) if name not in applied]
+            for name in pending:
+                log.info("migrating the database: %s", name)
+                await _apply_migration(config, name)
+            return pending
         finally:
             await Tortoise.close_connections()
             await guard.close(timeout=5)
@@ -128,6 +169,27 @@ class Database:
         async with self.acquire() as connection, connection.transaction():
             yield connection
 
+    @asynccontextmanager
+    async def session(self, *, statement_seconds: float) -> AsyncIterator[Connection]:
+        """A connection beside the pool, for work that takes long and must not keep requests from theirs.
+
+        Args:
+            statement_seconds: longest wait for one of its statements.
+
+        Raises:
+            DatabaseUnavailableError: as `acquire`.
+        """
+        try:
+            connection = await asyncpg.connect(
+                self.url, timeout=self._timeout_seconds, command_timeout=statement_seconds
+            )
+            try:
+                yield connection
+            finally:
+                await connection.close(timeout=5)
+        except _UNAVAILABLE as error:
+            raise DatabaseUnavailableError(type(error).__name__) from error
+
     def _tortoise_config(self) -> dict[str, Any]:
         parts = urlsplit(self.url)
         query = dict(parse_qsl(parts.query))
@@ -143,16 +205,36 @@ class Database:
         if "sslmode" in query:
             credentials["ssl"] = query.pop("sslmode")
         return {
-            "connections": {"default": {"engine": "tortoise.backends.asyncpg", "credentials": credentials}},
+            "connections": {_CONNECTION: {"engine": "tortoise.backends.asyncpg", "credentials": credentials}},
             "apps": {
-                "threadgraph": {
+                _APP: {
                     "models": ["models.tables"],
                     "migrations": "models.migrations",
-                    "default_connection": "default",
+                    "default_connection": _CONNECTION,
                 }
             },
             "use_tz": True,
         }
+
+
+async def _apply_migration(config: dict[str, Any], name: str) -> None:
+    """One migration and its record, in one transaction. Tortoise's own `migrate` records it behind its commit."""
+    for tries_left in reversed(range(_TABLE_LOCK_TRIES)):
+        try:
+            async with in_transaction(_CONNECTION) as transaction:
+                await transaction.execute_script(
+                    f"SET LOCAL lock_timeout = '{_TABLE_LOCK_SECONDS}s'; SET LOCAL statement_timeout = 0"
+                )
+                # The executor finds this transaction as its connection; the one that it begins itself is a savepoint.
+                executor = MigrationExecutor(transaction, config["apps"])
+                await executor.migrate([MigrationTarget(_APP, name)], direction="forward")
+        except asyncpg.LockNotAvailableError:
+            if not tries_left:
+                raise
+            log.warning("the migration %s waits for statements that use its tables", name)
+            await asyncio.sleep(1)
+        else:
+            return
 
 
 _UNAVAILABLE = (

@@ -4,7 +4,7 @@ Only the wheel's programs are used. Its own Python wrapper makes every parent fo
 and leaves the database running after one `kill -9` of its owner, so start and stop are done here.
 
 The database listens on a Unix socket that only its owner can open. A lock file makes a second server on the same folder
-stop with a clear text instead of sharing it.
+stop with a clear text instead of sharing it; a command beside a running server uses that server's (`join`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ _SOCKET_PATH_BYTES = 107
 
 class EmbeddedPostgresError(Exception):
     """The embedded database cannot be used; the text says why and what to do."""
+
+
+class FolderInUseError(EmbeddedPostgresError):
+    """Another process has started the database of this folder."""
 
 
 class EmbeddedPostgres:
@@ -82,6 +86,31 @@ class EmbeddedPostgres:
             self._release_lock()
             raise
 
+    def join(self) -> bool:
+        """Start the database, or lead `url` to the one that another process has started and will stop. Blocks.
+
+        Returns:
+            Whether it is this object's: only then does `stop` stop it.
+
+        Raises:
+            EmbeddedPostgresError: it does not start, or another process has the folder and no database in it.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self.start()
+            except FolderInUseError:
+                # It may be starting, or stopping, just now.
+                if self._running_pid() is not None:
+                    self._socket_folder = self._choose_socket_folder()
+                    if (self._socket_folder / _SOCKET_NAME).exists():
+                        return False
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return True
+
     def restart_if_dead(self) -> bool:
         """Start the database again if it has ended by itself (killed, out of memory). Blocks where it has.
 
@@ -123,7 +152,7 @@ class EmbeddedPostgres:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            raise EmbeddedPostgresError(
+            raise FolderInUseError(
                 f"another server uses {self._folder.parent}; stop it, or set DATA_DIR or DATABASE_URL"
             ) from error
         self._lock = lock

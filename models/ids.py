@@ -33,9 +33,12 @@ class MalformedIdError(ValueError):
 
 
 def new_id() -> UUID:
-    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits. Ordered by time."""
-    milliseconds = time.time_ns() // 1_000_000
-    random_bits = secrets.randbits(74)
+    """A UUIDv7 of now."""
+    return id_of_time(time.time_ns() // 1_000_000, secrets.randbits(74))
+
+
+def id_of_time(milliseconds: int, random_bits: int) -> UUID:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds since 1970, then 74 random bits. Ordered by time."""
     return UUID(
         int=(milliseconds << 80)
         | (0x7 << 76)

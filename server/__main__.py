@@ -1,17 +1,18 @@
-"""The command line: `python -m server [serve | migrate | settings | schema | demo]`."""
+"""The command line: `python -m server [serve | demo | migrate | backfill | seed | settings | schema]`."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 
 from config import Settings, SettingsError, load, settings_page
 from models.embedded import EmbeddedPostgresError
+from server.arguments import command_line
 from server.logs import configure_logging
 
 try:
@@ -24,15 +25,7 @@ except ImportError:  # not there on Windows
 
 def main() -> int:
     """Run one command; the exit status is 0, or 2 where a setting or argument is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m server", description="Threadgraph: AI chat over GraphQL.")
-    commands = parser.add_subparsers(dest="command")
-    commands.add_parser("serve", help="start the server (the default)")
-    commands.add_parser("settings", help="print every setting as Markdown")
-    commands.add_parser("schema", help="print the GraphQL schema")
-    demo = commands.add_parser("demo", help="against a running server: ask, cut the connection, resume, compare")
-    demo.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT') or 8000}/graphql")
-    demo.add_argument("--model", default=None, help="id of the model to ask")
-    arguments = parser.parse_args()
+    arguments = command_line().parse_args()
     match arguments.command:
         case "settings":
             print(settings_page(), end="")
@@ -44,9 +37,27 @@ def main() -> int:
             from server.demo import run_demo
 
             return asyncio.run(run_demo(arguments.url, arguments.model))
+        case "migrate" | "backfill" | "seed":
+            return _run_command(arguments)
         case _:
             return _serve()
     return 0
+
+
+def _run_command(arguments: Namespace) -> int:
+    from server.commands import run_command
+
+    try:
+        settings = load(os.environ)
+        configure_logging(settings.log_level)
+        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+            return runner.run(run_command(arguments, settings))
+    except (SettingsError, EmbeddedPostgresError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("Stopped.", file=sys.stderr)
+        return 130
 
 
 def _serve() -> int:

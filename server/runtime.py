@@ -23,6 +23,8 @@ from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, 
 from server.app import Application
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
+from services.backfills.background import BackgroundBackfills
+from services.backfills.registry import BACKFILLS
 from services.budgets import BudgetLimits, Budgets
 from services.changes import Changes
 from services.claims import Claims
@@ -150,6 +152,9 @@ class Server:
         stack.push_async_callback(self.leases.stop)
         reaper.start()
         stack.push_async_callback(reaper.stop)
+        backfills = BackgroundBackfills(self.database, BACKFILLS)
+        backfills.start()
+        stack.push_async_callback(backfills.stop)
         self.sweeper.start()
         stack.push_async_callback(self.sweeper.stop)
         stack.push_async_callback(self.generations.drain, 0)

@@ -60,10 +60,14 @@ class Sessions:
         if not self._allowed:
             raise ForbiddenError("This server does not hand out anonymous sessions; sign in.")
         user_id = new_id()
-        now = int(time.time())
-        viewer = Viewer(user_id, anonymous=True, expires_at=now + self._ttl_seconds)
         async with self._database.acquire() as connection:
             await connection.execute("INSERT INTO users (id, anonymous) VALUES ($1, true)", user_id)
+        return self.session_of(user_id)
+
+    def session_of(self, user_id: UUID) -> Session:
+        """A session of an anonymous user that exists. Whoever calls this decides that it is theirs."""
+        now = int(time.time())
+        viewer = Viewer(user_id, anonymous=True, expires_at=now + self._ttl_seconds)
         claims = {
             "iss": OUR_ISSUER,
             "sub": outside_id(IdKind.USER, user_id),

@@ -487,6 +487,8 @@ class Migration(migrations.Migration):
             SELECT owner_id, date_bin('15 minutes', created_at, '2000-01-01 00:00:00+00'), model, count(*),
                 sum(prompt_tokens), sum(completion_tokens), sum(reasoning_tokens), sum(cached_tokens), 0, 0
             FROM usage_events GROUP BY 1, 2, 3;
+            -- Too many to update here; the server does it, batch by batch, once it serves.
+            INSERT INTO backfills (name) SELECT 'usage-threads' WHERE EXISTS (SELECT FROM usage_events);
             """,
         ),
     ]

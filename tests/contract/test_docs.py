@@ -14,6 +14,7 @@ from providers.base import FailureCode
 from providers.scripted import BUILT_IN_SCRIPTS
 from server.graphql_socket import PROTOCOL, WATCH_SECONDS
 from server.issuers import MAX_KEY_SET_BYTES
+from services.backfills.registry import BACKFILLS
 from services.identity import MAX_LIFETIME_SECONDS, MAX_NAME_CHARS, RECHECK_SECONDS
 from services.keys import MAX_WAITING, KeySetTimes
 from services.viewer import MAX_TOKEN_CHARS
@@ -95,6 +96,12 @@ def test_the_page_of_scripted_models_lists_models_and_failures() -> None:
     page = (ROOT / "docs/scripted-models.md").read_text()
     for name in (*BUILT_IN_SCRIPTS, *FailureCode.__members__):
         assert f"`{name}`" in page, name
+
+
+def test_the_page_of_operating_lists_every_backfill_as_the_command_does() -> None:
+    page = (ROOT / "docs/operating.md").read_text()
+    for backfill in BACKFILLS:
+        assert f"| `{backfill.name}` | {backfill.description} |" in page
 
 
 def test_the_protocol_of_the_docs_is_the_servers() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import asyncpg
 import orjson
 import psutil
 import pytest
@@ -334,26 +333,6 @@ async def test_what_has_not_ended_is_interrupted_with_its_text(environment: dict
 def _merged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a reader gets at once for these events of one text part."""
     return [events[-2] | {"text": text_of(events)}, events[-1]]
-
-
-async def test_servers_that_start_at_once_migrate_once(postgres_url: str) -> None:
-    url = await make_database(postgres_url)
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            "import asyncio, sys; from models.database import Database; "
-            "asyncio.run(Database(sys.argv[1], pool_size=2, timeout_seconds=30).migrate())",
-            url,
-            cwd=ROOT,
-        )
-        for _ in range(4)
-    ]
-    async with asyncio.timeout(60):
-        assert [await process.wait() for process in processes] == [0] * 4
-    connection = await asyncpg.connect(url)
-    assert await connection.fetchval("SELECT count(*) FROM tortoise_migrations") == 1
-    await connection.close()
 
 
 async def test_the_demo_proves_the_answer_whole_and_says_so(environment: dict[str, str]) -> None:

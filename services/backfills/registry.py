@@ -1,0 +1,30 @@
+"""Every backfill there is, in the order in which a server runs those that a migration asked for.
+
+A migration asks for one by noting it: `INSERT INTO backfills (name) VALUES ('…') ON CONFLICT DO NOTHING`.
+"""
+
+from __future__ import annotations
+
+from services.backfills import thread_counts, usage
+from services.backfills.runner import Backfill
+
+BACKFILLS = (
+    Backfill(
+        name="thread-counts",
+        description="Counts the threads of every project anew and mends the counts that lists show.",
+        count=thread_counts.count,
+        run_batch=thread_counts.run_batch,
+    ),
+    Backfill(
+        name="usage-threads",
+        description="Gives usage events of before threads had totals the thread of their message.",
+        count=usage.count_events,
+        run_batch=usage.fill_threads,
+    ),
+    Backfill(
+        name="usage-rollup",
+        description="Sums up every user's usage events anew and mends what reports and budgets read.",
+        count=usage.count_users,
+        run_batch=usage.rebuild_quarters,
+    ),
+)
