@@ -22,6 +22,7 @@ COPY providers providers
 COPY resolvers resolvers
 COPY server server
 COPY services services
+COPY storage storage
 COPY streams streams
 COPY web/dist web/dist
 # A checkout made under a strict umask must be readable too; byte code, because the user cannot write any.

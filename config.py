@@ -168,9 +168,15 @@ class Settings:
     """The settings of one server process. Secrets are left out of `repr`."""
 
     host: str = _setting("HOST", _text, "127.0.0.1", "Address to listen on; `0.0.0.0` for every interface.")
+    public_url: str | None = _setting(
+        "PUBLIC_URL",
+        _url("http", "https"),
+        None,
+        "Where clients reach this server; what links to files begin with. Unset: where it listens.",
+    )
     port: int = _setting("PORT", _integer(0, 65535), 8000, "Port to listen on; 0 takes a free one and prints it.")
     data_dir: Path = _setting(
-        "DATA_DIR", _path, Path("data").absolute(), "Where the embedded database and the session key live."
+        "DATA_DIR", _path, Path("data").absolute(), "Where the embedded database, files and the session key live."
     )
     log_level: str = _setting(
         "LOG_LEVEL",
@@ -239,6 +245,39 @@ class Settings:
         _origins,
         (),
         "Origins of web frontends, exact, separated by commas; used for CORS and for WebSockets alike.",
+    )
+
+    storage_url: str | None = _setting(
+        "STORAGE_URL",
+        _url("s3"),
+        None,
+        "Where files are kept: `s3://bucket` or `s3://bucket/prefix`. Unset: in `DATA_DIR`.",
+    )
+    s3_endpoint_url: str | None = _setting(
+        "S3_ENDPOINT_URL", _url("http", "https"), None, "The address of R2, MinIO and the like. Unset: Amazon's."
+    )
+    s3_region: str = _setting("S3_REGION", _text, "us-east-1", "The bucket's region; `auto` for R2.")
+    s3_access_key_id: str | None = _setting("S3_ACCESS_KEY_ID", _text, None, "The storage's key: its name.")
+    s3_secret_access_key: str | None = _setting(
+        "S3_SECRET_ACCESS_KEY", _text, None, "The storage's key: its secret.", secret=True
+    )
+    max_attachment_bytes: int = _setting(
+        "MAX_ATTACHMENT_BYTES", _integer(1, 2**31 - 1), 26_214_400, "Largest file that is taken (25 MiB)."
+    )
+    max_attachment_quota_bytes: int = _setting(
+        "MAX_ATTACHMENT_QUOTA_BYTES",
+        _integer(1, 2**60),
+        1_073_741_824,
+        "Most bytes of all files of one user (1 GiB); each counts as 4 KiB at least.",
+    )
+    attachment_url_seconds: int = _setting(
+        "ATTACHMENT_URL_SECONDS", _integer(1, 600), 300, "How long a link to read or write a file lives."
+    )
+    unlinked_attachment_seconds: int = _setting(
+        "UNLINKED_ATTACHMENT_SECONDS",
+        _integer(1, 31_536_000),
+        86_400,
+        "How long a file that no message ever referred to is kept (a day).",
     )
 
     introspection: bool = _setting("INTROSPECTION", _boolean, True, "Whether the schema can be asked for.")

@@ -10,6 +10,7 @@ from strawberry.types import Info as StrawberryInfo
 
 from graph.loaders import Loaders
 from providers.registry import ModelRegistry
+from services.attachments import Attachments
 from services.changes import Changes
 from services.claims import Claims
 from services.errors import UnauthenticatedError, UnavailableError
@@ -46,6 +47,7 @@ class Services:
     changes: Changes
     wakeups: Wakeups
     usage: Usage
+    attachments: Attachments
 
 
 @dataclass
@@ -86,7 +88,13 @@ class Context:
         """The loaders of this operation."""
         services = self.services
         return Loaders(
-            self.viewer, services.threads, services.messages, services.projects, services.sharing, services.usage
+            self.viewer,
+            threads=services.threads,
+            messages=services.messages,
+            projects=services.projects,
+            sharing=services.sharing,
+            usage=services.usage,
+            attachments=services.attachments,
         )
 
 

@@ -48,7 +48,7 @@ _CACHED_DOCUMENTS = 1_000
 _CACHED_CHARS = 100_000
 
 # Fields that give lists, and how long they can be; pages are as long as they are asked to be.
-_PAGES = frozenset({"threads", "messages", "projects"})
+_PAGES = frozenset({"threads", "messages", "projects", "attachments"})
 _LISTS = {
     "siblings": MAX_SIBLINGS,
     "shares": MAX_SHARES,

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from models.records import MessageRecord, ProjectRecord, ShareRecord, ThreadRecord
+from models.records import AttachmentRecord, MessageRecord, ProjectRecord, ShareRecord, ThreadRecord
+from services.attachments import Attachments
 from services.messages import Messages
 from services.paging import Page, PageRequest, PathPosition, ThreadPosition
 from services.projects import Projects
@@ -29,11 +30,13 @@ class Loaders:
     def __init__(
         self,
         viewer: Viewer,
+        *,
         threads: Threads,
         messages: Messages,
         projects: Projects,
         sharing: Sharing,
         usage: Usage,
+        attachments: Attachments,
     ) -> None:
         self._viewer = viewer
         self._threads = threads
@@ -41,12 +44,14 @@ class Loaders:
         self._projects = projects
         self._sharing = sharing
         self._usage = usage
+        self._attachments = attachments
         self._thread_pages: dict[PageRequest[ThreadPosition], DataLoader[UUID, Page[ThreadRecord]]] = {}
         self._pages: dict[PageRequest[PathPosition], DataLoader[UUID, Page[MessageRecord]]] = {}
         self.thread: DataLoader[UUID, ThreadRecord | None] = DataLoader(self._load_threads, cache=False)
         self.project: DataLoader[UUID, ProjectRecord | None] = DataLoader(self._load_projects, cache=False)
         self.message: DataLoader[UUID, MessageRecord | None] = DataLoader(self._load_messages, cache=False)
         self.live_message: DataLoader[UUID, MessageRecord | None] = DataLoader(self._load_live, cache=False)
+        self.attachment: DataLoader[UUID, AttachmentRecord | None] = DataLoader(self._load_attachments, cache=False)
         self.siblings: DataLoader[tuple[UUID, UUID | None], list[MessageRecord]] = DataLoader(
             self._load_siblings, cache=False
         )
@@ -94,6 +99,11 @@ class Loaders:
     async def _load_messages(self, ids: list[UUID]) -> list[MessageRecord | None]:
         wanted = _unique(ids)
         found = dict(zip(wanted, await self._messages.find_many(self._viewer, wanted), strict=True))
+        return [found[key] for key in ids]
+
+    async def _load_attachments(self, ids: list[UUID]) -> list[AttachmentRecord | None]:
+        wanted = _unique(ids)
+        found = dict(zip(wanted, await self._attachments.find_many(self._viewer, wanted), strict=True))
         return [found[key] for key in ids]
 
     async def _load_live(self, ids: list[UUID]) -> list[MessageRecord | None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
 from typing import Any, NewType
 from uuid import UUID
 
 import strawberry
+from graphql import GraphQLError
 from strawberry.types.scalar import ScalarDefinition
 
 from models.ids import IdKind, MalformedIdError, parse_id
@@ -14,7 +17,18 @@ from services.errors import BadUserInputError
 INPUT = strawberry.argument(description="What is asked for.")
 """The one argument of a mutation."""
 
+
+@dataclass(frozen=True, slots=True)
+class UploadedFile:
+    """A file of a multipart request, which comes while it is read."""
+
+    name: str
+    content_type: str | None
+    chunks: AsyncIterable[bytes]
+
+
 Cursor = NewType("Cursor", str)
+Upload = NewType("Upload", UploadedFile)
 JSON = NewType("JSON", object)
 BigInt = NewType("BigInt", int)
 
@@ -31,12 +45,29 @@ def _big_int(value: Any) -> int:
     return value
 
 
+def _upload(value: Any) -> UploadedFile:
+    if not isinstance(value, UploadedFile):
+        raise GraphQLError("Upload must be a file of a multipart request")
+    return value
+
+
+def _never(_: Any) -> None:
+    raise TypeError("Upload is for inputs only")
+
+
 SCALARS: dict[object, ScalarDefinition] = {
     Cursor: strawberry.scalar(
         name="Cursor",
         description="An opaque position in a connection or a stream. Keep it and send it back as it came.",
         serialize=str,
         parse_value=_cursor,
+    ),
+    Upload: strawberry.scalar(
+        name="Upload",
+        description="A file of a multipart request (graphql-multipart-request-spec), one for an operation. Such a "
+        "request needs the header GraphQL-Preflight or Apollo-Require-Preflight, with any value.",
+        serialize=_never,
+        parse_value=_upload,
     ),
     JSON: strawberry.scalar(
         name="JSON",

@@ -12,6 +12,7 @@ from strawberry.types.execution import ExecutionContext
 from graph.event_executor import EventExecutor
 from graph.limits import document_limits
 from graph.scalars import SCALARS
+from resolvers.attachments import AttachmentMutation, AttachmentQuery
 from resolvers.changes import ChangeSubscription
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
 from resolvers.models import ModelQuery
@@ -39,6 +40,7 @@ _ERROR_CODES = {
     "CURSOR_MISMATCH": "A cursor of another message's stream.",
     "CURSOR_AHEAD": "A cursor of a position that does not exist (yet).",
     "PAYLOAD_TOO_LARGE": "Longer than the limit.",
+    "QUOTA_EXCEEDED": "The viewer's files take all the room they may; delete some.",
     "RATE_LIMITED": "Too much in a short time; `retryAfter` says when to try again.",
     "UNAVAILABLE": "A part of the server is out of reach; try again after `retryAfter` seconds.",
     "GRAPHQL_PARSE_FAILED": "The document is not GraphQL.",
@@ -69,6 +71,7 @@ class Query(
     ThreadQuery,
     MessageQuery,
     ProjectQuery,
+    AttachmentQuery,
     ModelQuery,
     SettingsQuery,
     SharingQuery,
@@ -79,7 +82,14 @@ class Query(
 
 @strawberry.type(description="What can be changed. All but `startAnonymousSession` needs a token.")
 class Mutation(
-    ViewerMutation, TurnMutation, MessageMutation, ThreadMutation, ProjectMutation, SettingsMutation, SharingMutation
+    ViewerMutation,
+    TurnMutation,
+    MessageMutation,
+    ThreadMutation,
+    ProjectMutation,
+    SharingMutation,
+    AttachmentMutation,
+    SettingsMutation,
 ):
     """Root of mutations."""
 

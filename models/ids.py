@@ -23,6 +23,7 @@ class IdKind(StrEnum):
     MESSAGE = "message"
     PROJECT = "project"
     SHARE = "share"
+    ATTACHMENT = "attachment"
 
 
 _KINDS = {kind.value: kind for kind in IdKind}

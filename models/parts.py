@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+from uuid import UUID
 
 import orjson
 
@@ -48,7 +49,28 @@ class SourcePart:
     title: str | None = None
 
 
-Part: TypeAlias = TextPart | ReasoningPart | ToolPart | SourcePart
+@dataclass(slots=True, frozen=True)
+class FilePart:
+    """A file that a user sent along: what is remembered of it when the attachment is gone."""
+
+    attachment_id: UUID
+    name: str
+    content_type: str
+    size: int
+
+
+@dataclass(slots=True, frozen=True)
+class SharedFilePart:
+    """A file of a share: found by its position among the share's files, and by no id of its owner's."""
+
+    position: int
+    name: str
+    content_type: str
+    size: int
+
+
+Part: TypeAlias = TextPart | ReasoningPart | ToolPart | SourcePart | FilePart
+SharedPart: TypeAlias = TextPart | ReasoningPart | ToolPart | SourcePart | SharedFilePart
 DeltaKind: TypeAlias = Literal["TEXT", "REASONING"]
 
 
@@ -80,6 +102,9 @@ def part_to_dict(part: Part) -> dict[str, Any]:
             return {"type": "tool", "callId": call_id, "name": name, "arguments": arguments, "result": result}
         case SourcePart(url, title):
             return {"type": "source", "url": url, "title": title}
+        case FilePart(attachment_id, name, content_type, size):
+            told = {"name": name, "contentType": content_type, "size": size}
+            return {"type": "file", "attachmentId": attachment_id.hex} | told
 
 
 def part_from_dict(stored: dict[str, Any]) -> Part:
@@ -97,6 +122,8 @@ def part_from_dict(stored: dict[str, Any]) -> Part:
             return ToolPart(stored["callId"], stored["name"], stored["arguments"], stored["result"])
         case "source":
             return SourcePart(stored["url"], stored["title"])
+        case "file":
+            return FilePart(UUID(hex=stored["attachmentId"]), stored["name"], stored["contentType"], stored["size"])
         case unknown:
             raise ValueError(f"unknown part type {unknown!r}")
 
@@ -109,3 +136,16 @@ def parts_to_json(parts: list[Part]) -> str:
 def parts_from_json(stored: str | bytes) -> list[Part]:
     """The parts behind a `jsonb` column's text."""
     return [part_from_dict(part) for part in orjson.loads(stored)]
+
+
+def shared_parts_from_json(stored: str | bytes) -> list[SharedPart]:
+    """The parts of a shared message behind a `jsonb` column's text."""
+    return [_shared_part(part) for part in orjson.loads(stored)]
+
+
+def _shared_part(stored: dict[str, Any]) -> SharedPart:
+    if stored["type"] == "file":
+        return SharedFilePart(stored["position"], stored["name"], stored["contentType"], stored["size"])
+    part = part_from_dict(stored)
+    assert not isinstance(part, FilePart)
+    return part

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from models.parts import Part, parts_from_json, parts_text
+from models.parts import Part, SharedPart, parts_from_json, parts_text, shared_parts_from_json
 
 
 class MessageRole(StrEnum):
@@ -262,9 +262,9 @@ class SharedMessageRecord:
     created_at: datetime
 
     @cached_property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SharedPart]:
         """The parts in order."""
-        return parts_from_json(self.parts_json)
+        return shared_parts_from_json(self.parts_json)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> SharedMessageRecord:
@@ -277,3 +277,53 @@ class SharedMessageRecord:
             row["model"],
             row["created_at"],
         )
+
+
+class AttachmentState(StrEnum):
+    """Where an attachment stands: its bytes are awaited, there, or referred to by a message."""
+
+    RESERVED = "RESERVED"
+    STORED = "STORED"
+    LINKED = "LINKED"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentRecord:
+    """A row of `attachments`, with the storage key of its blob (None: reserved only)."""
+
+    id: UUID
+    owner_id: UUID
+    state: AttachmentState
+    name: str
+    content_type: str
+    size: int
+    tokens: int | None
+    pages: int | None
+    width: int | None
+    height: int | None
+    created_at: datetime
+    key: str | None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> AttachmentRecord:
+        """From a row selected with `ATTACHMENT_COLUMNS` from `attachments a LEFT JOIN blobs b`."""
+        return cls(
+            row["id"],
+            row["owner_id"],
+            AttachmentState(row["state"]),
+            row["name"],
+            row["content_type"],
+            row["size"],
+            row["tokens"],
+            row["pages"],
+            row["width"],
+            row["height"],
+            row["created_at"],
+            row["key"],
+        )
+
+
+ATTACHMENT_COLUMNS = (
+    "a.id, a.owner_id, a.state, a.name, a.content_type, a.size, a.tokens, a.pages, a.width, a.height, a.created_at, "
+    "b.key"
+)

@@ -325,6 +325,120 @@ class ShareMessage(Model):
         )
 
 
+class Blob(Model):
+    """Stored bytes. Nobody's: what refers to it has an owner, and the sweeper deletes it with the last of those.
+
+    A row is written when its bytes are there, and gone before they are (`SweepTask`).
+    """
+
+    id = fields.UUIDField(primary_key=True)
+    key = fields.TextField()
+    size = fields.BigIntField()
+    sha256 = fields.BinaryField()
+    content_type = fields.TextField()
+    created_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "blobs"
+        constraints = (UniqueConstraint(fields=("key",), name="blobs_key"),)
+
+
+class Attachment(Model):
+    """A user's file: reserved before its bytes are there, stored, and linked once a message refers to it.
+
+    Of a reservation `size` is what it may be at most and `upload_key` where its bytes go. `expires_at` is when a
+    reservation, or a file that no message ever referred to, is swept. The trigger `attachments_gone` has the sweeper
+    look at the blob.
+    """
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    blob: fields.ForeignKeyNullableRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Blob", related_name=False, on_delete=fields.NO_ACTION, null=True, db_index=True
+    )
+    state = fields.CharField(max_length=8)
+    name = fields.TextField()
+    content_type = fields.TextField()
+    size = fields.BigIntField()
+    tokens = fields.IntField(null=True)
+    pages = fields.IntField(null=True)
+    width = fields.IntField(null=True)
+    height = fields.IntField(null=True)
+    upload_key = fields.TextField(null=True)
+    expires_at = fields.DatetimeField(null=True)
+    created_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "attachments"
+        # Serves the order of the list (newest first), its keyset, and the sum that the quota is about.
+        indexes = (Index(fields=("owner_id", "id"), name="attachments_by_age"),)
+        constraints = (
+            CheckConstraint(check="state in ('RESERVED', 'STORED', 'LINKED')", name="attachments_state"),
+            CheckConstraint(check="(blob_id is null) = (state = 'RESERVED')", name="attachments_blob"),
+        )
+
+
+class AttachmentLink(Model):
+    """A message refers to an attachment of the same owner. The trigger `attachment_links_gone` tells the sweeper."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    attachment: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Attachment", related_name=False, on_delete=fields.CASCADE, db_index=True
+    )
+    message: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Message", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+
+    class Meta:
+        table = "attachment_links"
+        constraints = (UniqueConstraint(fields=("message_id", "attachment_id"), name="attachment_links_once"),)
+
+
+class ShareAttachment(Model):
+    """A file of a share: a reference of its own to the bytes, ended by the trigger `share_attachments_gone`."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    share: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Share", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    position = fields.IntField()
+    blob: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Blob", related_name=False, on_delete=fields.NO_ACTION, db_index=True
+    )
+    name = fields.TextField()
+    content_type = fields.TextField()
+    size = fields.BigIntField()
+    width = fields.IntField(null=True)
+    height = fields.IntField(null=True)
+
+    class Meta:
+        table = "share_attachments"
+        constraints = (UniqueConstraint(fields=("share_id", "position"), name="share_attachments_once"),)
+
+
+class SweepTask(Model):
+    """What the sweeper is to look at, from when on.
+
+    ATTACHMENT and BLOB (the subject is an id): a reference went or a time came; delete the row if it was the last. KEY
+    (of the storage): delete its bytes. That one is written before any bytes are, and goes in the transaction that
+    writes the blob's row; so whenever a server dies, bytes have a row of either kind. `taken`: their deletion has
+    begun, the row can not be had any more.
+    """
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    kind = fields.CharField(max_length=10)
+    subject = fields.TextField()
+    taken = fields.BooleanField(db_default=False)
+    due_at = fields.DatetimeField(db_default=Now(), db_index=True)
+
+    class Meta:
+        table = "sweep_tasks"
+        indexes = (Index(fields=("subject",), name="sweep_tasks_of_subject"),)
+        constraints = (CheckConstraint(check="kind in ('ATTACHMENT', 'BLOB', 'KEY')", name="sweep_tasks_kind"),)
+
+
 class Setting(Model):
     """What a user chose; one row a user, made by the first choice."""
 

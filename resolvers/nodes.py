@@ -7,6 +7,7 @@ from typing import Annotated
 import strawberry
 
 from graph.context import Context, Info
+from graph.types.attachment import Attachment
 from graph.types.message import Message
 from graph.types.node import Node
 from graph.types.project import Project
@@ -67,4 +68,9 @@ async def _find(context: Context, ids: list[strawberry.ID], *, field: str) -> li
         for share in await context.services.sharing.find_many(viewer, share_ids):
             if share is not None:
                 found[IdKind.SHARE, share.id] = Share.of(share)
+    attachment_ids = [key for kind, key in wanted if kind is IdKind.ATTACHMENT]
+    if attachment_ids:
+        for attachment in await context.services.attachments.find_many(viewer, attachment_ids):
+            if attachment is not None:
+                found[IdKind.ATTACHMENT, attachment.id] = Attachment.of(attachment)
     return [found.get(place) for place in wanted]

@@ -12,6 +12,7 @@ from graph.scalars import INPUT, key_of
 from graph.types.turn import EditMessageInput, ReasoningEffort, RetryMessageInput, SendMessageInput, TurnPayload
 from models.ids import IdKind
 from providers import base
+from services.attachments import MAX_ATTACHMENTS
 from services.errors import BadUserInputError
 from services.turns import NewThread, TurnRequest
 
@@ -31,7 +32,13 @@ class TurnMutation:
     )
     async def send_message(self, info: Info, input: Annotated[SendMessageInput, INPUT]) -> TurnPayload:  # noqa: A002
         viewer = info.context.viewer
-        turn = await info.context.services.turns.send(viewer, _request(input), place=_place(input), text=input.text)
+        turn = await info.context.services.turns.send(
+            viewer,
+            _request(input),
+            place=_place(input),
+            text=input.text,
+            attachment_ids=_attachments(input.attachment_ids) or (),
+        )
         return TurnPayload.of(turn)
 
     @strawberry.mutation(
@@ -40,7 +47,13 @@ class TurnMutation:
     async def edit_message(self, info: Info, input: Annotated[EditMessageInput, INPUT]) -> TurnPayload:  # noqa: A002
         viewer = info.context.viewer
         message_id = key_of(IdKind.MESSAGE, input.message_id, field="messageId")
-        turn = await info.context.services.turns.edit(viewer, _request(input), message_id=message_id, text=input.text)
+        turn = await info.context.services.turns.edit(
+            viewer,
+            _request(input),
+            message_id=message_id,
+            text=input.text,
+            attachment_ids=_attachments(input.attachment_ids),
+        )
         return TurnPayload.of(turn)
 
     @strawberry.mutation(description="Have an answer written again: another answer beside it becomes active.")
@@ -60,6 +73,17 @@ def _place(given: SendMessageInput) -> UUID | NewThread:
     if given.temporary:
         raise BadUserInputError("Only a new thread can be made temporary.", field="temporary")
     return key_of(IdKind.THREAD, given.thread_id, field="threadId")
+
+
+def _attachments(ids: list[strawberry.ID] | None) -> tuple[UUID, ...] | None:
+    if ids is None:
+        return None
+    if len(ids) > MAX_ATTACHMENTS:
+        raise BadUserInputError(f"A message has at most {MAX_ATTACHMENTS} files.", field="attachmentIds")
+    keys = tuple(key_of(IdKind.ATTACHMENT, text, field="attachmentIds") for text in ids)
+    if len(set(keys)) < len(keys):
+        raise BadUserInputError("A file is sent along once.", field="attachmentIds")
+    return keys
 
 
 def _request(given: SendMessageInput | EditMessageInput | RetryMessageInput) -> TurnRequest:

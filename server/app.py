@@ -8,17 +8,21 @@ from strawberry.http.websocket_origin import is_same_origin, normalize_origin
 from config import Settings
 from graph.context import Services
 from graph.schema import build_schema
+from server.attachments import AttachmentHttp
+from server.files import FileLinks
 from server.graphiql import GraphiQL
 from server.graphql_http import GraphQLHttp, error_response, not_allowed
 from server.graphql_socket import GraphQLSockets, SocketLimits
 from server.pages import Health, cors, security_headers
 from services.errors import ErrorCode
+from storage.base import Storage
+from storage.local import LocalStorage
 
 
 class Application:
     """The aiohttp application with what of it must be closed by hand."""
 
-    def __init__(self, settings: Settings, services: Services, health: Health) -> None:
+    def __init__(self, settings: Settings, services: Services, health: Health, storage: Storage) -> None:
         schema = build_schema(introspection=settings.introspection)
         limits = SocketLimits(
             max_message_bytes=settings.max_request_bytes,
@@ -35,6 +39,9 @@ class Application:
         self._graphiql = GraphiQL() if settings.graphiql else None
         self.web.router.add_post("/graphql", self._http.post)
         self.web.router.add_get("/graphql", self._get, allow_head=False)
+        AttachmentHttp(services).add_routes(self.web.router)
+        if isinstance(storage, LocalStorage):
+            FileLinks(storage).add_routes(self.web.router)
         self.web.router.add_get("/healthz", health.live)
         self.web.router.add_get("/readyz", health.ready)
         if self._graphiql is not None:

@@ -4,9 +4,10 @@
 `application/graphql-response+json` answers 400 where nothing was executed (section 6.4.2). What is not even a GraphQL
 request gets a 4xx with the same shape of errors.
 
-POST takes queries and mutations, as JSON only: a body that a page of another origin can send without asking
-(text/plain, forms) is never executed. GET takes queries only, because urql sends short ones so by default; there are no
-cookies, so a forged GET carries no identity. Batches are refused.
+POST takes queries and mutations, as JSON: a body that a page of another origin can send without asking (text/plain,
+forms) is never executed. A form with a file (graphql-multipart-request-spec) needs a header that such a page must ask
+for; the file is not kept, but read by the resolver while it comes. GET takes queries only, because urql sends short
+ones so by default; there are no cookies, so a forged GET carries no identity. Batches are refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import BodyPartReader, MultipartReader, web
 from strawberry.exceptions import MissingQueryError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
@@ -23,12 +24,15 @@ from strawberry.types.graphql import OperationType
 
 from graph.context import Context, Services
 from graph.errors import format_errors
+from graph.scalars import UploadedFile
 from graph.schema import Schema
 from models.database import DatabaseUnavailableError
+from server.bodies import pieces
 from server.identity import viewer_of_headers
-from services.errors import ErrorCode, UnauthenticatedError, UnavailableError
+from services.errors import BadUserInputError, ErrorCode, UnauthenticatedError, UnavailableError
 
 _RESPONSE_TYPE = "application/graphql-response+json"
+_PREFLIGHT = ("GraphQL-Preflight", "Apollo-Require-Preflight")
 _POST = (OperationType.QUERY, OperationType.MUTATION)
 _GET = (OperationType.QUERY,)
 # Answers are a viewer's own.
@@ -75,6 +79,8 @@ class GraphQLHttp:
 
     async def post(self, request: web.Request) -> web.Response:
         """Run one query or mutation."""
+        if request.content_type == "multipart/form-data":
+            return await self._post_form(request)
         if request.content_type != "application/json":
             return error_response(415, ErrorCode.BAD_USER_INPUT, "Send the request as application/json.")
         try:
@@ -83,6 +89,22 @@ class GraphQLHttp:
             return error_response(413, ErrorCode.PAYLOAD_TOO_LARGE, refusal.text or "The request is too large.")
         except orjson.JSONDecodeError:
             return error_response(400, ErrorCode.BAD_USER_INPUT, "The request is not JSON in UTF-8.")
+        except BadRequestError as refusal:
+            return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
+        return await self._run(request, asked, _POST)
+
+    async def _post_form(self, request: web.Request) -> web.Response:
+        if not any(request.headers.get(name) for name in _PREFLIGHT):
+            message = f"A form needs the header {_PREFLIGHT[0]} or {_PREFLIGHT[1]}, with any value."
+            return error_response(400, ErrorCode.BAD_USER_INPUT, message)
+        try:
+            asked = await _form(request)
+        except web.HTTPRequestEntityTooLarge as refusal:
+            return error_response(413, ErrorCode.PAYLOAD_TOO_LARGE, refusal.text or "The request is too large.")
+        except BadUserInputError as refusal:
+            return error_response(400, ErrorCode.BAD_USER_INPUT, refusal.message)
+        except (orjson.JSONDecodeError, ValueError, AssertionError):
+            return error_response(400, ErrorCode.BAD_USER_INPUT, "The request is not a form with a file.")
         except BadRequestError as refusal:
             return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
         return await self._run(request, asked, _POST)
@@ -132,6 +154,49 @@ class GraphQLHttp:
             return Context(self._services, refusal=refusal)
         except DatabaseUnavailableError:
             return Context(self._services, refusal=UnavailableError())
+
+
+async def _form(request: web.Request) -> GraphQLRequest:
+    """The operation of a form: `operations`, `map`, then the one file that they name, not read yet.
+
+    Raises:
+        BadRequestError, BadUserInputError, ValueError, HTTPRequestEntityTooLarge: it is no such form.
+    """
+    reader = await request.multipart()
+    operations = orjson.loads(await _part(request, reader, "operations"))
+    places = orjson.loads(await _part(request, reader, "map"))
+    if not isinstance(operations, dict):
+        raise BadRequestError("operations must be one JSON object.")
+    if not isinstance(places, dict) or len(places) != 1:
+        raise BadRequestError("map must name one file.")
+    ((name, paths),) = places.items()
+    if not isinstance(paths, list) or len(paths) != 1 or not isinstance(paths[0], str):
+        raise BadRequestError("map must name one place for the file.")
+    part = await reader.next()
+    if not isinstance(part, BodyPartReader) or part.name != name:
+        raise BadRequestError("The file that map names must come next.")
+    file = UploadedFile(part.filename or "", part.headers.get("Content-Type"), pieces(part.read_chunk))
+    *way, last = paths[0].split(".")
+    place: Any = operations
+    for step in way:
+        place = place.get(step) if isinstance(place, dict) else None
+    if way[:1] != ["variables"] or not isinstance(place, dict) or place.get(last, file) is not None:
+        raise BadRequestError("map must name a variable that is null.")
+    place[last] = file
+    return GraphQLRequest(operations)
+
+
+async def _part(request: web.Request, reader: MultipartReader, name: str) -> bytes:
+    """The next part of a form, which has to have this name, whole."""
+    part = await reader.next()
+    if not isinstance(part, BodyPartReader) or part.name != name:
+        raise BadRequestError(f"A form with a file has first operations, then map; {name} is missing.")
+    content = bytearray()
+    async for piece in pieces(part.read_chunk):
+        content += piece
+        if len(content) > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size, len(content))
+    return bytes(content)
 
 
 def error_response(status: int, code: ErrorCode, message: str) -> web.Response:

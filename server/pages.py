@@ -34,8 +34,10 @@ def cors(allowed_origins: tuple[str, ...]) -> Callable[..., Awaitable[web.Stream
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             response: web.StreamResponse = web.Response(status=204 if allowed else 403)
             if allowed:
-                response.headers["Access-Control-Allow-Methods"] = "POST"
-                response.headers["Access-Control-Allow-Headers"] = "authorization, content-type"
+                response.headers["Access-Control-Allow-Methods"] = "POST, PUT"
+                response.headers["Access-Control-Allow-Headers"] = (
+                    "authorization, content-type, graphql-preflight, apollo-require-preflight"
+                )
                 response.headers["Access-Control-Max-Age"] = "600"
         else:
             response = await handler(request)

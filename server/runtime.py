@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
+from functools import cached_property
+from urllib.parse import urlsplit
 
 import asyncpg
 from aiohttp import web
@@ -23,6 +25,7 @@ from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, 
 from server.app import Application
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
+from services.attachments import AttachmentLimits, Attachments
 from services.backfills.background import BackgroundBackfills
 from services.backfills.registry import BACKFILLS
 from services.budgets import BudgetLimits, Budgets
@@ -44,6 +47,8 @@ from services.turns import Turns
 from services.usage import Usage
 from services.viewer import Sessions, session_secret
 from services.wakeups import Wakeups
+from storage.base import Storage
+from storage.local import LocalStorage
 from streams.channel import BroadcastChannel, MemoryBackend
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
@@ -74,6 +79,10 @@ class Server:
         self._stack = AsyncExitStack()
         self._postgres: EmbeddedPostgres | None = None
         self.address = ""
+
+    @cached_property
+    def _secret(self) -> str:
+        return self.settings.session_secret or session_secret(self.settings.data_dir)
 
     async def start(self) -> None:
         """Start everything; when this returns, requests are answered at `address`.
@@ -138,6 +147,18 @@ class Server:
         await reaper.reap(all_others=True)
         titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
+        storage = self._storage()
+        stack.push_async_callback(storage.close)
+        attachments = Attachments(
+            self.database,
+            storage,
+            AttachmentLimits(
+                settings.max_attachment_bytes,
+                settings.max_attachment_quota_bytes,
+                settings.attachment_url_seconds,
+                settings.unlinked_attachment_seconds,
+            ),
+        )
         self.sweeper = Sweeper(
             self.database,
             Retention(
@@ -147,6 +168,7 @@ class Server:
             ),
             end_live=self.generations.end_live,
             every_seconds=_SWEEP_SECONDS,
+            others=(attachments.sweep,),
         )
         self.leases.start()
         stack.push_async_callback(self.leases.stop)
@@ -162,7 +184,7 @@ class Server:
             if isinstance(issuer.keys, KeySet):
                 issuer.keys.start()
                 stack.push_async_callback(issuer.keys.stop)
-        await self._serve(self._services(models, titles, trusted))
+        await self._serve(self._services(models, titles, trusted, attachments, storage), storage)
 
     async def _open_database(self) -> Database:
         settings, stack = self.settings, self._stack
@@ -256,11 +278,44 @@ class Server:
             raise SettingsError(f"TITLE_MODEL: {settings.title_model!r} is not offered")
         return registry
 
-    def _services(self, models: ModelRegistry, titles: Titles, trusted: list[Issuer]) -> Services:
+    def _storage(self) -> Storage:
+        settings = self.settings
+        if settings.storage_url is None:
+            return LocalStorage(
+                settings.data_dir / "attachments",
+                secret=self._secret,
+                address=lambda: settings.public_url or self._own_address(),
+            )
+        if settings.s3_access_key_id is None or settings.s3_secret_access_key is None:
+            raise SettingsError("STORAGE_URL: S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are needed with it")
+        # Here, because it takes a third of a second that who keeps files locally need not wait for.
+        from storage.s3 import S3Settings, S3Storage
+
+        place = urlsplit(settings.storage_url)
+        prefix = place.path.strip("/")
+        return S3Storage(
+            S3Settings(
+                bucket=place.netloc,
+                prefix=f"{prefix}/" if prefix else "",
+                endpoint=settings.s3_endpoint_url,
+                region=settings.s3_region,
+                access_key_id=settings.s3_access_key_id,
+                secret_access_key=settings.s3_secret_access_key,
+            )
+        )
+
+    def _own_address(self) -> str:
+        """Where a browser on this machine reaches the server: an address to listen on is not always one to go to."""
+        host, port = self.address.removeprefix("http://").rsplit(":", 1)
+        return f"http://localhost:{port}" if host in ("0.0.0.0", "[::]") else self.address  # noqa: S104
+
+    def _services(
+        self, models: ModelRegistry, titles: Titles, trusted: list[Issuer], attachments: Attachments, storage: Storage
+    ) -> Services:
         settings = self.settings
         sessions = Sessions(
             self.database,
-            secret=settings.session_secret or session_secret(settings.data_dir),
+            secret=self._secret,
             ttl_seconds=settings.session_ttl_seconds,
             allowed=settings.anonymous_sessions,
         )
@@ -285,10 +340,11 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             max_history_chars=settings.max_history_chars,
             temporary_seconds=settings.temporary_thread_seconds,
+            storage=storage,
         )
         threads = Threads(self.database, end_live=self.generations.end_live)
         projects = Projects(self.database, models, end_live=self.generations.end_live)
-        sharing = Sharing(self.database)
+        sharing = Sharing(self.database, attachments)
         user_settings = UserSettings(self.database, models)
         return Services(
             sessions=sessions,
@@ -306,12 +362,13 @@ class Server:
             forks=Forks(self.database),
             sharing=sharing,
             usage=Usage(self.database, self.wakeups),
+            attachments=attachments,
             changes=Changes(self.database, self.wakeups, threads, messages, projects, sharing, user_settings),
             wakeups=self.wakeups,
         )
 
-    async def _serve(self, services: Services) -> None:
-        self.application = Application(self.settings, services, Health(is_ready=self._is_ready))
+    async def _serve(self, services: Services, storage: Storage) -> None:
+        self.application = Application(self.settings, services, Health(is_ready=self._is_ready), storage)
         self.application.sockets.start()
         self._stack.push_async_callback(self.application.sockets.stop)
         runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)

@@ -16,16 +16,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from models.prices import ModelPrices
-from providers.base import PromptMessage
 from services.errors import BudgetExceededError
 from services.viewer import Viewer
-from streams.tokens import estimate_tokens
 
 if TYPE_CHECKING:
     from asyncpg import Connection
 
-# What formats of conversations add to each message's text: its role and its ends.
-_TOKENS_PER_MESSAGE = 4
 _MILLION = 1_000_000
 
 # FOR NO KEY UPDATE: reservations wait for one another, and no insert of a row that belongs to the user waits for them.
@@ -92,9 +88,9 @@ class Budgets:
         await connection.execute(_LOCK_USER, viewer.id)
 
     async def reserve(
-        self, connection: Connection, viewer: Viewer, prompt: tuple[PromptMessage, ...], prices: ModelPrices | None
+        self, connection: Connection, viewer: Viewer, prompt_tokens: int, prices: ModelPrices | None
     ) -> Reservation:
-        """What a turn with this prompt reserves. The transaction holds `lock`, and writes it with the turn's stream.
+        """What a turn with such a prompt reserves. The transaction holds `lock`, and writes it with the turn's stream.
 
         A model without known prices is free of the limits of cost, as is one that costs nothing.
 
@@ -102,7 +98,6 @@ class Budgets:
             BudgetExceededError: not a single token of an answer would fit.
         """
         taken = await connection.fetchrow(_TAKEN, viewer.id)
-        prompt_tokens = sum(estimate_tokens(message.text) + _TOKENS_PER_MESSAGE for message in prompt)
         cost = None if prices is None or prices.free or not self.of_cost else _Cost(prompt_tokens, prices)
         if not self.of_tokens and cost is None:
             return Reservation()

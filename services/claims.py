@@ -38,7 +38,7 @@ _PAUSE_SECONDS = 0.2
 # How the rows of every table with an owner come over: $1 is the anonymous user, $2 the one who claims. A test compares
 # this with the tables there are.
 _TAKE_OVER = "UPDATE {table} SET owner_id = $2 WHERE owner_id = $1"
-MOVED = ("projects", "threads", "messages", "shares", "usage_events", "turns")
+MOVED = ("projects", "threads", "messages", "shares", "attachments", "usage_events", "turns")
 # Before the move: what the user has already under the same key stays, the anonymous one's goes.
 _BEFORE = {
     "turns": """

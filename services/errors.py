@@ -6,6 +6,7 @@ CallerError
 ├── NotFoundError            missing, or somebody else's: the two look the same
 ├── BadUserInputError        a value that cannot be accepted, with its field
 │   └── PayloadTooLargeError
+├── QuotaExceededError       no room is left in the viewer's share of the storage
 ├── ConflictError            the idempotency key was used for something else
 ├── ThreadBusyError          an answer is being written in this thread
 ├── ModelUnavailableError    no such model, or none at all
@@ -40,6 +41,7 @@ class ErrorCode(StrEnum):
     CURSOR_MISMATCH = "CURSOR_MISMATCH"
     CURSOR_AHEAD = "CURSOR_AHEAD"
     PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     RATE_LIMITED = "RATE_LIMITED"
     UNAVAILABLE = "UNAVAILABLE"
     GRAPHQL_PARSE_FAILED = "GRAPHQL_PARSE_FAILED"
@@ -100,6 +102,12 @@ class PayloadTooLargeError(BadUserInputError):
     """A value that is longer than the limit."""
 
     code = ErrorCode.PAYLOAD_TOO_LARGE
+
+
+class QuotaExceededError(CallerError):
+    """The viewer's files may not take more room than they do."""
+
+    code = ErrorCode.QUOTA_EXCEEDED
 
 
 class ConflictError(CallerError):

@@ -52,6 +52,10 @@ WITH RECURSIVE branch AS (
         m.completion_tokens, m.reasoning_tokens, m.cached_tokens, m.tokens_estimated, m.duration_ms, m.created_at,
         m.updated_at
     FROM thread CROSS JOIN branch JOIN messages m ON m.id = branch.id ORDER BY m.depth
+), links AS (
+    INSERT INTO attachment_links (attachment_id, message_id)
+    SELECT l.attachment_id, ($5::uuid[])[m.depth + 1]
+    FROM thread CROSS JOIN branch JOIN messages m ON m.id = branch.id JOIN attachment_links l ON l.message_id = m.id
 )
 SELECT {THREAD_COLUMNS} FROM thread
 """  # noqa: S608

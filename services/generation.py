@@ -32,6 +32,7 @@ from providers.base import (
     ToolCall,
 )
 from services.wakeups import Wakeups
+from storage.base import StorageError
 from streams.buffer import StreamBuffer
 from streams.channel import Channel
 from streams.ending import AnswerEnd, StreamHold, end_answer
@@ -55,6 +56,9 @@ _FILTERED = MessageFailure("CONTENT_FILTERED", "The model's provider withheld th
 _TIMEOUT = MessageFailure("PROVIDER_TIMEOUT", "The model was silent for too long. Retry later or with another model.")
 _TOO_LONG = MessageFailure("OUTPUT_LIMIT", "The answer reached the greatest length this server keeps.")
 _OVER_BUDGET = MessageFailure("BUDGET_EXCEEDED", "The answer reached the length that your budget leaves for it.")
+_NO_FILES = MessageFailure(
+    "ATTACHMENT_UNAVAILABLE", "A file that was sent along cannot be read right now. Retry in a while."
+)
 _DEFECT = MessageFailure("INTERNAL_SERVER_ERROR", "Something went wrong on this server while it answered. Retry.")
 
 
@@ -140,6 +144,8 @@ class Generation:
                 MessageStatus.FAILED,
                 MessageFailure(failure.code.value, clean(failure.message), _bounded_or_none(failure.retry_after)),
             )
+        except StorageError:
+            return _Outcome(MessageStatus.FAILED, _NO_FILES)
         except _OutputLimitError:
             return _Outcome(MessageStatus.INTERRUPTED, _TOO_LONG)
         except _OverBudgetError:

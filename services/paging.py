@@ -214,6 +214,27 @@ class PathPosition:
         return cls(depth)
 
 
+@dataclass(frozen=True, slots=True)
+class AttachmentPosition:
+    """A place in the list of attachments, by age: the time is the head of the id."""
+
+    id: UUID
+
+    _FORM = struct.Struct(">c16s")
+
+    def cursor(self) -> str:
+        """The cursor of this place."""
+        return _encode(self._FORM.pack(b"A", self.id.bytes))
+
+    @classmethod
+    def parse(cls, cursor: str) -> AttachmentPosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, key = cls._FORM.unpack(_decode(cursor))
+        if kind != b"A":
+            raise ValueError(cursor)
+        return cls(UUID(bytes=key))
+
+
 def _encode(packed: bytes) -> str:
     return urlsafe_b64encode(packed).rstrip(b"=").decode()
 

@@ -25,6 +25,7 @@ from models.records import (
     ShareRecord,
     ThreadRecord,
 )
+from services.attachments import Attachments
 from services.errors import BadUserInputError, NotFoundError, UnauthenticatedError
 from services.forks import check_copied, copying
 from services.input import checked_expiry, checked_line
@@ -34,6 +35,7 @@ from services.viewer import Viewer
 
 MAX_SHARES = 100
 _TOKEN_BYTES = 32
+_FILE_SECONDS = 60
 # What `secrets.token_urlsafe` makes of 32 bytes. Nothing else is looked up.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
@@ -69,20 +71,34 @@ SELECT (SELECT count(*) FROM shares s WHERE s.thread_id = $1 AND {_LIVE}) AS sha
     (SELECT count(*) FROM messages WHERE thread_id = $1 AND active) AS messages
 """  # noqa: S608
 # An answer that is being written is left out, and so are instructions to the model: they are no part of what is shown.
-# A file goes in only where that was chosen, and without the id by which its owner finds it.
+# A file goes in only where that was chosen, with a reference to its bytes that is the share's own, and without the id
+# by which its owner finds it.
 _SHARE = f"""
 WITH share AS (
     INSERT INTO shares (id, owner_id, thread_id, token, title, includes_attachments, expires_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {SHARE_COLUMNS}
+), shown AS (
+    SELECT * FROM messages
+    WHERE thread_id = $3 AND active AND status <> 'STREAMING' AND role <> 'SYSTEM'
+), files AS (
+    SELECT m.id AS message_id, place, row_number() OVER (ORDER BY m.depth, place) - 1 AS position, a.blob_id, a.name,
+        a.content_type, a.size, a.width, a.height
+    FROM shown m CROSS JOIN jsonb_array_elements(m.parts) WITH ORDINALITY AS listed (part, place)
+    JOIN attachments a ON a.id = (part ->> 'attachmentId')::uuid AND a.owner_id = $2 AND a.blob_id IS NOT NULL
+    WHERE $6 AND part ->> 'type' = 'file'
+), references_ AS (
+    INSERT INTO share_attachments (share_id, position, blob_id, name, content_type, size, width, height)
+    SELECT share.id, position, blob_id, name, content_type, size, width, height FROM share CROSS JOIN files
 ), copies AS (
     INSERT INTO share_messages (share_id, position, role, status, parts, model, created_at)
     SELECT share.id, row_number() OVER (ORDER BY m.depth) - 1, m.role, m.status, (
-        SELECT coalesce(jsonb_agg(part - 'attachmentId' ORDER BY place), '[]')
+        SELECT coalesce(jsonb_agg(CASE WHEN f.position IS NULL THEN part
+            ELSE part - 'attachmentId' || jsonb_build_object('position', f.position) END ORDER BY listed.place), '[]')
         FROM jsonb_array_elements(m.parts) WITH ORDINALITY AS listed (part, place)
-        WHERE $6 OR part ->> 'type' <> 'file'
+        LEFT JOIN files f ON f.message_id = m.id AND f.place = listed.place
+        WHERE f.position IS NOT NULL OR part ->> 'type' <> 'file'
     ), m.model, m.created_at
-    FROM share CROSS JOIN messages m
-    WHERE m.thread_id = $3 AND m.active AND m.status <> 'STREAMING' AND m.role <> 'SYSTEM'
+    FROM share CROSS JOIN shown m
     RETURNING position
 )
 SELECT {SHARE_COLUMNS}, (SELECT count(*) FROM copies) AS message_count FROM share
@@ -110,8 +126,16 @@ _PAGE = _page_query("ASC")
 _PAGE_BACKWARDS = _page_query("DESC")
 _MAX_POSITION = 2**31 - 1
 
-_LENGTH = f"SELECT {_COUNT} FROM shares s WHERE {_OPEN}"  # noqa: S608
-# One statement, one snapshot, as `_FORK` in services/forks.py. Files of a share are the sharer's and stay behind.
+_FILE = f"""
+SELECT b.key, f.content_type, f.name
+FROM shares s JOIN share_attachments f ON f.share_id = s.id AND f.position = $2 JOIN blobs b ON b.id = f.blob_id
+WHERE {_OPEN}
+"""  # noqa: S608
+_LENGTH = f"""
+SELECT {_COUNT} AS messages, (SELECT count(*) FROM share_attachments WHERE share_id = s.id) AS files
+FROM shares s WHERE {_OPEN}
+"""  # noqa: S608
+# One statement, one snapshot, as `_FORK` in services/forks.py. Files become the forker's by a reference to their bytes.
 _FORK = f"""
 WITH share AS (
     SELECT s.id, s.title FROM shares s WHERE {_OPEN}
@@ -124,10 +148,21 @@ WITH share AS (
         model, created_at, updated_at)
     SELECT ($4::uuid[])[m.position + 1], $2, thread.id, ($4::uuid[])[m.position], ($4::uuid[])[m.position + 2],
         m.position, true, m.role, m.status, (
-            SELECT coalesce(jsonb_agg(part ORDER BY place), '[]')
-            FROM jsonb_array_elements(m.parts) WITH ORDINALITY AS listed (part, place) WHERE part ->> 'type' <> 'file'
+            SELECT coalesce(jsonb_agg(CASE WHEN part ->> 'type' = 'file' THEN part - 'position' || jsonb_build_object(
+                'attachmentId', replace((($5::uuid[])[(part ->> 'position')::int + 1])::text, '-', '')) ELSE part END
+                ORDER BY place), '[]')
+            FROM jsonb_array_elements(m.parts) WITH ORDINALITY AS listed (part, place)
         ), m.model, m.created_at, m.created_at
     FROM thread CROSS JOIN share JOIN share_messages m ON m.share_id = share.id ORDER BY m.position
+), files AS (
+    INSERT INTO attachments (id, owner_id, blob_id, state, name, content_type, size, width, height)
+    SELECT ($5::uuid[])[f.position + 1], $2, f.blob_id, 'LINKED', f.name, f.content_type, f.size, f.width, f.height
+    FROM share JOIN share_attachments f ON f.share_id = share.id
+), links AS (
+    INSERT INTO attachment_links (attachment_id, message_id)
+    SELECT ($5::uuid[])[(part ->> 'position')::int + 1], ($4::uuid[])[m.position + 1]
+    FROM share JOIN share_messages m ON m.share_id = share.id, jsonb_array_elements(m.parts) AS part
+    WHERE part ->> 'type' = 'file'
 )
 SELECT {THREAD_COLUMNS} FROM thread
 """  # noqa: S608
@@ -136,8 +171,9 @@ SELECT {THREAD_COLUMNS} FROM thread
 class Sharing:
     """Shares of the viewer's threads, and what anybody with a token sees of them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, attachments: Attachments) -> None:
         self._database = database
+        self._attachments = attachments
 
     async def share(
         self,
@@ -231,8 +267,22 @@ class Sharing:
             raise NotFoundError("shared thread")
         return Page.of(request, [SharedMessageRecord.from_row(row) for row in rows if row["position"] is not None])
 
+    async def file_url(self, token: str, position: int) -> str:
+        """A link to a file of a share; it ends a minute later, so whoever has it has it not for long.
+
+        Raises:
+            NotFoundError: the token opens nothing, or there is no such file in the share.
+        """
+        row = None
+        if _TOKEN.fullmatch(token) is not None and 0 <= position <= _MAX_POSITION:
+            async with self._database.acquire() as connection:
+                row = await connection.fetchrow(_FILE, token, position)
+        if row is None:
+            raise NotFoundError("file")
+        return await self._attachments.link(row["key"], row["content_type"], row["name"], seconds=_FILE_SECONDS)
+
     async def fork(self, viewer: Viewer, token: str) -> ThreadRecord:
-        """A thread of the viewer's own with copies of a shared thread's messages. Files stay with the sharer.
+        """A thread of the viewer's own with copies of a shared thread's messages, and its files by reference.
 
         Raises:
             NotFoundError: the token opens nothing.
@@ -241,10 +291,13 @@ class Sharing:
             raise NotFoundError("shared thread", field="token")
         try:
             async with self._database.transaction() as connection:
-                count = await connection.fetchval(_LENGTH, token) or 0
-                ids = [new_id() for _ in range(count)]
-                async with copying(connection, viewer, count):
-                    row = await connection.fetchrow(_FORK, token, viewer.id, new_id(), ids)
+                length = await connection.fetchrow(_LENGTH, token)
+                if length is None:
+                    raise NotFoundError("shared thread", field="token")
+                ids = [new_id() for _ in range(length["messages"])]
+                files = [new_id() for _ in range(length["files"])]
+                async with copying(connection, viewer, len(ids)):
+                    row = await connection.fetchrow(_FORK, token, viewer.id, new_id(), ids, files)
                 if row is None:
                     raise NotFoundError("shared thread", field="token")
         except asyncpg.ForeignKeyViolationError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,10 +21,11 @@ import orjson
 
 from models.database import Database
 from models.ids import new_id
-from models.parts import TextPart, parts_to_json
+from models.parts import FilePart, TextPart, parts_from_json, parts_to_json
 from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord
 from providers.base import GenerationRequest, Provider, ReasoningEffort
 from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
+from services.attachments import link_attachments, take_attachments
 from services.budgets import Budgets, Reservation
 from services.errors import (
     BadUserInputError,
@@ -35,11 +37,12 @@ from services.errors import (
     UnavailableError,
 )
 from services.generation import Generations
-from services.history import history, read_history
+from services.history import estimate_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
+from storage.base import Storage
 from streams.ending import StreamHold
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
@@ -70,7 +73,7 @@ SELECT id, depth FROM messages WHERE thread_id = $1 AND active ORDER BY depth DE
 """
 _IS_LIVE = "SELECT EXISTS (SELECT FROM messages WHERE thread_id = $1 AND status = 'STREAMING')"
 _PLACE = """
-SELECT thread_id, parent_id, depth, role, (
+SELECT thread_id, parent_id, depth, role, parts, (
     SELECT count(*) FROM messages sibling
     WHERE sibling.thread_id = m.thread_id AND sibling.parent_id IS NOT DISTINCT FROM m.parent_id
 ) AS siblings
@@ -183,6 +186,7 @@ class Turns:
         max_message_bytes: int,
         max_history_chars: int,
         temporary_seconds: float,
+        storage: Storage,
     ) -> None:
         self._database = database
         self._hub = hub
@@ -193,16 +197,25 @@ class Turns:
         self._budgets = budgets
         self._max_message_bytes = max_message_bytes
         self._max_history_chars = max_history_chars
+        self._storage = storage
         self._temporary_seconds = temporary_seconds
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def send(self, viewer: Viewer, request: TurnRequest, *, place: UUID | NewThread, text: str) -> Turn:
+    async def send(
+        self,
+        viewer: Viewer,
+        request: TurnRequest,
+        *,
+        place: UUID | NewThread,
+        text: str,
+        attachment_ids: Sequence[UUID] = (),
+    ) -> Turn:
         """Ask a question at the end of a thread's active path, or in a new thread.
 
         Raises:
             BadUserInputError: the text or the key cannot be accepted.
             ModelUnavailableError: the model is not offered.
-            NotFoundError: no such thread or project of the viewer's.
+            NotFoundError: no such thread, project or attachment of the viewer's.
             ThreadBusyError: an answer is being written in the thread.
             ConflictError: the key was used for something else.
             BudgetExceededError: the viewer's budget leaves no room for an answer.
@@ -212,7 +225,13 @@ class Turns:
         project = begun.project_id.hex if begun.project_id else None
         said = (thread_id.hex if thread_id else None, text, project, begun.temporary)
         new = await self._prepare(
-            viewer, request, "send", thread_id or new_id(), new_id(), *said, project_id=begun.project_id
+            viewer,
+            request,
+            "send",
+            thread_id or new_id(),
+            new_id(),
+            *(*said, *_fingerprinted(attachment_ids or None)),
+            project_id=begun.project_id,
         )
 
         async def write(connection: Connection) -> _Written:
@@ -228,27 +247,45 @@ class Turns:
                     parent_id, depth = leaf["id"], leaf["depth"] + 1
             if depth + 2 > _MAX_MESSAGES:
                 raise BadUserInputError("This thread is full; begin a new one.", field="threadId")
-            return await self._add(connection, new, parent_id, depth, text)
+            files = await self._take(connection, viewer, attachment_ids)
+            return await self._add(connection, new, parent_id, depth, text, files)
 
         turn = await self._once(new, write)
         if thread_id is None and turn.assistant_message.id == new.answer_id:
             self._titles.begin(viewer, new.thread_id, new.answer_id, text)
         return turn
 
-    async def edit(self, viewer: Viewer, request: TurnRequest, *, message_id: UUID, text: str) -> Turn:
+    async def edit(
+        self,
+        viewer: Viewer,
+        request: TurnRequest,
+        *,
+        message_id: UUID,
+        text: str,
+        attachment_ids: Sequence[UUID] | None = None,
+    ) -> Turn:
         """Ask a user's message anew, in other words: a sibling of it with an answer of its own becomes active.
+
+        Args:
+            attachment_ids: None keeps the message's, as far as they are still there.
 
         Raises:
             as `send`; BadUserInputError also where the message is not a user's, or has 100 versions.
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
         place = await self._place(viewer, message_id, MessageRole.USER)
-        new = await self._prepare(viewer, request, "edit", place["thread_id"], new_id(), message_id.hex, text)
+        said = (message_id.hex, text, *_fingerprinted(attachment_ids))
+        new = await self._prepare(viewer, request, "edit", place["thread_id"], new_id(), *said)
 
         async def write(connection: Connection) -> _Written:
             await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
             await leave_branch(connection, new.thread_id, place["parent_id"])
-            return await self._add(connection, new, place["parent_id"], place["depth"], text)
+            if attachment_ids is None:
+                kept = [part.attachment_id for part in parts_from_json(place["parts"]) if isinstance(part, FilePart)]
+                files = await take_attachments(connection, viewer.id, kept)
+            else:
+                files = await self._take(connection, viewer, attachment_ids)
+            return await self._add(connection, new, place["parent_id"], place["depth"], text, files)
 
         return await self._once(new, write)
 
@@ -275,7 +312,7 @@ class Turns:
         kind: str,
         thread_id: UUID,
         user_message_id: UUID,
-        *said: str | bool | None,
+        *said: object,
         project_id: UUID | None = None,
     ) -> _NewTurn:
         checked_key(request.idempotency_key)
@@ -310,21 +347,34 @@ class Turns:
         if await connection.fetchval(_IS_LIVE, thread_id):
             raise ThreadBusyError
 
+    async def _take(self, connection: Connection, viewer: Viewer, ids: Sequence[UUID]) -> list[FilePart]:
+        files = await take_attachments(connection, viewer.id, ids)
+        if len(files) < len(ids):
+            raise NotFoundError("attachment", field="attachmentIds")
+        return files
+
     async def _add(
-        self, connection: Connection, new: _NewTurn, parent_id: UUID | None, depth: int, text: str | None
+        self,
+        connection: Connection,
+        new: _NewTurn,
+        parent_id: UUID | None,
+        depth: int,
+        text: str | None,
+        files: Sequence[FilePart] = (),
     ) -> _Written:
         """Write the question (None: there already, as `parent_id`) and its answer's placeholder with its stream."""
         owner_id = new.viewer.id
         if text is not None:
-            parts = parts_to_json([TextPart(text)])
+            parts = parts_to_json([*files, TextPart(text)])
             await connection.execute(
                 _ADD_QUESTION, new.user_message_id, owner_id, new.thread_id, parent_id, depth, parts
             )
+            await link_attachments(connection, new.user_message_id, files)
             depth += 1
         reservation = Reservation()
         if self._budgets.any:
-            prompt = await read_history(connection, new.user_message_id, max_chars=self._max_history_chars)
-            reservation = await self._budgets.reserve(connection, new.viewer, prompt, new.model.prices)
+            tokens = await estimate_prompt(connection, new.user_message_id, max_chars=self._max_history_chars)
+            reservation = await self._budgets.reserve(connection, new.viewer, tokens, new.model.prices)
         row = await connection.fetchrow(
             _ADD_ANSWER,
             *(new.answer_id, owner_id, new.thread_id, new.user_message_id, depth, new.model.id),
@@ -372,7 +422,9 @@ class Turns:
 
     def _start(self, new: _NewTurn, buffer: Any, reservation: Reservation) -> None:
         async def request() -> GenerationRequest:
-            messages = await history(self._database, new.user_message_id, max_chars=self._max_history_chars)
+            messages = await history(
+                self._database, self._storage, new.user_message_id, max_chars=self._max_history_chars
+            )
             return GenerationRequest(
                 new.model.vendor_name,
                 messages,
@@ -410,3 +462,8 @@ class Turns:
         # Asked for here, because a caller that left will not: what failed then was rolled back and concerns nobody.
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a turn was not made: %s", type(error).__name__)
+
+
+def _fingerprinted(ids: Sequence[UUID] | None) -> list[list[str]]:
+    """Nothing where nothing was said, so that keys of requests without files mean what they always did."""
+    return [] if ids is None else [[key.hex for key in ids]]

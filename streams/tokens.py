@@ -8,12 +8,17 @@ from models.parts import DeltaKind, Part, ReasoningPart, TextPart, ToolPart
 from models.records import MessageTokens
 
 # Common tokenizers make about one token of four bytes of English text; other scripts have more bytes a character.
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 
 
 def estimate_tokens(text: str) -> int:
     """About how many tokens a text is: a quarter of its UTF-8 bytes, rounded up."""
-    return -(-len(text.encode()) // _BYTES_PER_TOKEN)
+    return estimate_tokens_of(len(text.encode()))
+
+
+def estimate_tokens_of(size: int) -> int:
+    """About how many tokens a text of so many UTF-8 bytes is."""
+    return -(-size // BYTES_PER_TOKEN)
 
 
 def estimate(prompt: str, parts: list[Part]) -> MessageTokens:
@@ -31,7 +36,7 @@ class Allowance:
     """
 
     def __init__(self, tokens: int) -> None:
-        self._bytes_left = tokens * _BYTES_PER_TOKEN
+        self._bytes_left = tokens * BYTES_PER_TOKEN
         self._kind: DeltaKind | None = None
 
     def take(self, kind: DeltaKind, text: str) -> str:
@@ -55,5 +60,5 @@ class Allowance:
 
     def _begin(self, kind: DeltaKind | None) -> None:
         """A part of its own is rounded up to whole tokens by itself."""
-        self._bytes_left -= self._bytes_left % _BYTES_PER_TOKEN
+        self._bytes_left -= self._bytes_left % BYTES_PER_TOKEN
         self._kind = kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ fragment M on Message {
     __typename
     ... on TextPart { text } ... on ReasoningPart { text } ... on ToolPart { callId name arguments result }
     ... on SourcePart { url title }
+    ... on FilePart { name contentType size attachment { id } }
   }
   model { id } usage { promptTokens completionTokens reasoningTokens cachedTokens totalTokens estimated }
   error { code message retryAfter } durationMs createdAt updatedAt
@@ -32,6 +34,14 @@ EDIT = f"mutation($input: EditMessageInput!) {{ editMessage(input: $input) {TURN
 RETRY = f"mutation($input: RetryMessageInput!) {{ retryMessage(input: $input) {TURN} }}"
 STOP = MESSAGE + "mutation($id: ID!) { stopMessage(input: {messageId: $id}) { message { ...M } } }"
 SELECT = "mutation($id: ID!) { selectMessage(input: {messageId: $id}) { thread { id } message { id } } }"
+ATTACHMENT = "id name contentType size state tokens pages width height createdAt url"
+CREATE_UPLOAD = (
+    "mutation($input: CreateUploadInput!) { createUpload(input: $input) "
+    f"{{ attachment {{ {ATTACHMENT} }} url method headers {{ name value }} expiresAt }} }}"
+)
+COMPLETE_UPLOAD = (
+    f"mutation($id: ID!) {{ completeUpload(input: {{attachmentId: $id}}) {{ attachment {{ {ATTACHMENT} }} }} }}"
+)
 READ = (
     MESSAGE
     + """
@@ -176,6 +186,71 @@ class Client:
         given = {"idempotencyKey": str(uuid.uuid4()), "messageId": message_id, "modelId": model} | more
         turn: dict[str, Any] = (await self.run(RETRY, {"input": given}))["retryMessage"]
         return turn
+
+    async def run_with_file(
+        self, query: str, content: bytes, *, name: str = "file.txt", content_type: str = "text/plain", **headers: str
+    ) -> dict[str, Any]:
+        """The data of an operation with the variable `file`, sent as a form.
+
+        Raises:
+            GraphQLErrors: the response had errors.
+        """
+        if self.token is not None:
+            headers.setdefault("Authorization", f"Bearer {self.token}")
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field("operations", orjson.dumps({"query": query, "variables": {"file": None}}).decode())
+        form.add_field("map", '{"0": ["variables.file"]}')
+        form.add_field("0", io.BytesIO(content), filename=name, content_type=content_type)
+        headers.setdefault("GraphQL-Preflight", "1")
+        async with (
+            asyncio.timeout(DEADLINE_SECONDS),
+            self.http.post(self.url, data=form, headers=headers) as response,
+        ):
+            body: dict[str, Any] = orjson.loads(await response.read())
+        if "errors" in body:
+            raise GraphQLErrors(body["errors"])
+        data: dict[str, Any] = body["data"]
+        return data
+
+    async def upload(self, content: Any, name: str = "file.txt", **headers: str) -> dict[str, Any]:
+        """`POST /attachments`; the attachment.
+
+        Raises:
+            GraphQLErrors: the response had errors.
+        """
+        if self.token is not None:
+            headers.setdefault("Authorization", f"Bearer {self.token}")
+        async with (
+            asyncio.timeout(DEADLINE_SECONDS),
+            self.http.post(
+                f"{self.address}/attachments", params={"name": name}, data=content, headers=headers
+            ) as response,
+        ):
+            body: dict[str, Any] = orjson.loads(await response.read())
+        if "errors" in body:
+            raise GraphQLErrors(body["errors"])
+        return body
+
+    async def upload_directly(
+        self, content: bytes, *, name: str = "file.txt", content_type: str = "text/plain", size: int | None = None
+    ) -> str:
+        """`createUpload`, and the content sent where it says; the id of the attachment, which is not complete yet."""
+        given = {"name": name, "contentType": content_type, "size": len(content) if size is None else size}
+        upload = (await self.run(CREATE_UPLOAD, {"input": given}))["createUpload"]
+        headers = {header["name"]: header["value"] for header in upload["headers"]}
+        async with (
+            asyncio.timeout(DEADLINE_SECONDS),
+            self.http.request(upload["method"], upload["url"], data=content, headers=headers) as response,
+        ):
+            assert response.status in (200, 204), await response.text()
+        attachment_id: str = upload["attachment"]["id"]
+        return attachment_id
+
+    async def complete_upload(self, attachment_id: str) -> dict[str, Any]:
+        """`completeUpload`; the attachment."""
+        completed: dict[str, Any] = (await self.run(COMPLETE_UPLOAD, {"id": attachment_id}))["completeUpload"]
+        attachment: dict[str, Any] = completed["attachment"]
+        return attachment
 
     async def stop(self, message_id: str) -> dict[str, Any]:
         """`stopMessage`; the message."""

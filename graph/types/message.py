@@ -11,6 +11,7 @@ import strawberry
 
 from graph.context import Info
 from graph.scalars import JSON, BigInt, Cursor
+from graph.types.attachment import Attachment
 from graph.types.connection import PageInfo, page_info
 from graph.types.model import Model, model_of
 from graph.types.node import Node
@@ -82,6 +83,9 @@ class MessageErrorCode(Enum):
     )
     BUDGET_EXCEEDED = strawberry.enum_value(
         "BUDGET_EXCEEDED", description="The answer reached the length that its user's budget leaves for one answer."
+    )
+    ATTACHMENT_UNAVAILABLE = strawberry.enum_value(
+        "ATTACHMENT_UNAVAILABLE", description="A file that was sent along cannot be read right now; retry."
     )
     SERVER_SHUTDOWN = strawberry.enum_value(
         "SERVER_SHUTDOWN", description="The server was shut down while it answered."
@@ -172,13 +176,28 @@ class SourcePart:
     title: str | None = strawberry.field(description="Its title, where known.")
 
 
+@strawberry.type(description="A file that the user sent along. Stands before the text.")
+class FilePart:
+    """A file."""
+
+    attachment_id: strawberry.Private[UUID]
+    name: str = strawberry.field(description="Its name.")
+    content_type: str = strawberry.field(description="What its content was found to be.")
+    size: int = strawberry.field(description="Bytes.")
+
+    @strawberry.field(description="The file; null when it was deleted.")
+    async def attachment(self, info: Info) -> Attachment | None:
+        record = await info.context.loaders.attachment.load(self.attachment_id)
+        return None if record is None else Attachment.of(record)
+
+
 MessagePart = Annotated[
-    TextPart | ReasoningPart | ToolPart | SourcePart,
+    TextPart | ReasoningPart | ToolPart | SourcePart | FilePart,
     strawberry.union("MessagePart", description="One part of a message. Parts keep their index once they appear."),
 ]
 
 
-def part_of(part: stored_parts.Part) -> TextPart | ReasoningPart | ToolPart | SourcePart:
+def part_of(part: stored_parts.Part) -> TextPart | ReasoningPart | ToolPart | SourcePart | FilePart:
     """The schema's type of a stored part."""
     match part:
         case stored_parts.TextPart(text):
@@ -189,6 +208,8 @@ def part_of(part: stored_parts.Part) -> TextPart | ReasoningPart | ToolPart | So
             return ToolPart(call_id=call_id, name=name, arguments=arguments, result=result)
         case stored_parts.SourcePart(url, title):
             return SourcePart(url=url, title=title)
+        case stored_parts.FilePart(attachment_id, name, content_type, size):
+            return FilePart(attachment_id=attachment_id, name=name, content_type=content_type, size=size)
 
 
 @strawberry.type(

@@ -23,16 +23,28 @@ from graph.types.message import (
     SourcePart,
     TextPart,
     ToolPart,
-    part_of,
 )
 from graph.types.model import Model, model_of
 from graph.types.thread import Thread
-from models.parts import parts_text
+from models import parts as stored_parts
 from models.records import SharedMessageRecord, SharedThreadRecord
 from services.paging import Page, SharedPosition, page_request
 
+
+@strawberry.type(description="A file of a shared thread.")
+class SharedFilePart:
+    """A file; it has no id."""
+
+    name: str = strawberry.field(description="Its name.")
+    content_type: str = strawberry.field(description="What it is, by its content.")
+    size: int = strawberry.field(description="Its bytes.")
+    path: str = strawberry.field(
+        description="Where it is on this server: a GET leads to the file for as long as the link of the thread works."
+    )
+
+
 SharedMessagePart = Annotated[
-    TextPart | ReasoningPart | ToolPart | SourcePart,
+    TextPart | ReasoningPart | ToolPart | SourcePart | SharedFilePart,
     strawberry.union("SharedMessagePart", description="One part of a shared message."),
 ]
 
@@ -42,16 +54,18 @@ class SharedMessage:
     """A message of a shared thread."""
 
     record: strawberry.Private[SharedMessageRecord]
+    token: strawberry.Private[str]
     position: int = strawberry.field(description="Its place in the snapshot, from 0.")
     role: MessageRole = strawberry.field(description="Who speaks.")
     status: MessageStatus = strawberry.field(description="How it ended; never STREAMING.")
     created_at: datetime = strawberry.field(description="When it was begun.")
 
     @classmethod
-    def of(cls, record: SharedMessageRecord) -> SharedMessage:
-        """From its row."""
+    def of(cls, record: SharedMessageRecord, token: str) -> SharedMessage:
+        """From its row and the token by which it is read."""
         return cls(
             record=record,
+            token=token,
             position=record.position,
             role=MESSAGE_ROLES[record.role.value],
             status=MESSAGE_STATUSES[record.status.value],
@@ -60,15 +74,32 @@ class SharedMessage:
 
     @strawberry.field(description="What it is made of, in order: text, reasoning, tool calls and sources as shown.")
     def parts(self) -> list[SharedMessagePart]:
-        return [part_of(part) for part in self.record.parts]
+        return [_part_of(part, self.token) for part in self.record.parts]
 
     @strawberry.field(description="Its text parts, joined.")
     def text(self) -> str:
-        return parts_text(self.record.parts)
+        return "".join(part.text for part in self.record.parts if isinstance(part, stored_parts.TextPart))
 
     @strawberry.field(description="The model that wrote it; null for a user's message.")
     def model(self, info: Info) -> Model | None:
         return model_of(info.context.services.models, self.record.model)
+
+
+def _part_of(
+    part: stored_parts.SharedPart, token: str
+) -> TextPart | ReasoningPart | ToolPart | SourcePart | SharedFilePart:
+    match part:
+        case stored_parts.SharedFilePart(position, name, content_type, size):
+            path = f"/shared/{token}/files/{position}"
+            return SharedFilePart(name=name, content_type=content_type, size=size, path=path)
+        case stored_parts.TextPart(text):
+            return TextPart(text=text)
+        case stored_parts.ReasoningPart(text):
+            return ReasoningPart(text=text)
+        case stored_parts.ToolPart(call_id, name, arguments, result):
+            return ToolPart(call_id=call_id, name=name, arguments=arguments, result=result)
+        case stored_parts.SourcePart(url, title):
+            return SourcePart(url=url, title=title)
 
 
 @strawberry.type(description="A shared message in its place.")
@@ -87,11 +118,11 @@ class SharedMessageConnection:
     page_info: PageInfo = strawberry.field(description="Where this page lies.")
 
     @classmethod
-    def of(cls, page: Page[SharedMessageRecord]) -> SharedMessageConnection:
-        """From a page of rows."""
+    def of(cls, page: Page[SharedMessageRecord], token: str) -> SharedMessageConnection:
+        """From a page of rows and the token by which it is read."""
         cursors = [SharedPosition(record.position).cursor() for record in page.records]
         edges = [
-            SharedMessageEdge(cursor=Cursor(cursor), node=SharedMessage.of(record))
+            SharedMessageEdge(cursor=Cursor(cursor), node=SharedMessage.of(record, token))
             for cursor, record in zip(cursors, page.records, strict=True)
         ]
         return cls(edges=edges, page_info=page_info(page, cursors))
@@ -130,7 +161,8 @@ class SharedThread:
         self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
     ) -> SharedMessageConnection:
         request = page_request(SharedPosition.parse, first, after, last, before)
-        return SharedMessageConnection.of(await info.context.services.sharing.page(self.record, request))
+        page = await info.context.services.sharing.page(self.record, request)
+        return SharedMessageConnection.of(page, self.record.token)
 
 
 @strawberry.input(description="A shared thread to go on with.")

@@ -15,6 +15,7 @@ _KEY = (
     "Sent again with the same input it returns the first result; with other input it is a CONFLICT."
 )
 _MODEL = "The model to ask; null asks the project's default, else the viewer's, else the server's. `models` lists them."
+_ATTACHMENTS = "Files to send along, each once, at most 20, in this order. They must have been taken in."
 _EFFORT = "How hard a reasoning model should think; ignored by others."
 
 
@@ -41,6 +42,7 @@ class SendMessageInput:
         default=False,
         description="Whether a new thread is in no list and no search, and is deleted some time after its last turn.",
     )
+    attachment_ids: list[strawberry.ID] | None = strawberry.field(default=None, description=_ATTACHMENTS)
     model_id: str | None = strawberry.field(default=None, description=_MODEL)
     reasoning_effort: ReasoningEffort | None = strawberry.field(default=None, description=_EFFORT)
 
@@ -52,6 +54,9 @@ class EditMessageInput:
     idempotency_key: str = strawberry.field(description=_KEY)
     message_id: strawberry.ID = strawberry.field(description="The user's message to ask anew.")
     text: str = strawberry.field(description="The new words, not blank; by default at most 262,144 bytes of UTF-8.")
+    attachment_ids: list[strawberry.ID] | None = strawberry.field(
+        default=None, description=_ATTACHMENTS + " Null keeps those of the message."
+    )
     model_id: str | None = strawberry.field(default=None, description=_MODEL)
     reasoning_effort: ReasoningEffort | None = strawberry.field(default=None, description=_EFFORT)
 

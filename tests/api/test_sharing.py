@@ -27,7 +27,6 @@ from models.records import SharedThreadRecord
 from server.runtime import Server
 from services.errors import NotFoundError
 from services.paging import SharedPosition, page_request
-from services.sharing import Sharing
 from tests.api.test_forks import changes, counted, ended, fork, long_thread, path_of, said
 from tests.client import SELECT, Client, GraphQLErrors
 
@@ -353,7 +352,7 @@ async def test_a_link_that_is_revoked_ends_at_once_also_between_two_pages(
     page = await read(nobody, link["token"], first=2)
     assert page
     assert page["messages"]["pageInfo"]["hasNextPage"] is True
-    sharing = Sharing(server.database)
+    sharing = server.application._http._services.sharing
     opened = await sharing.read(link["token"])
     assert isinstance(opened, SharedThreadRecord)
     revoked = (await client.run(REVOKE, {"id": link["id"]}))["revokeShare"]
@@ -591,7 +590,7 @@ async def test_the_log_does_not_hold_a_token(
     await client.run(REVOKE, {"id": link["id"]})
     assert await is_closed(client, link["token"])
     assert link["token"] not in caplog.text
-    shared = await Sharing(server.database).read((await share(client, thread))["token"])
+    shared = await server.application._http._services.sharing.read((await share(client, thread))["token"])
     assert shared
     assert shared.token not in repr(shared)
 

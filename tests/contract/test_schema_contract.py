@@ -140,6 +140,7 @@ def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
     connections = [(place, field) for place, field in fields() if str(field.type).endswith("Connection!")]
     assert {place for place, _ in connections} == {
         "Query.threads",
+        "Query.attachments",
         "Thread.messages",
         "Query.projects",
         "Project.threads",
@@ -169,7 +170,14 @@ def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
 def test_a_list_that_no_page_bounds_is_bounded_by_its_description() -> None:
     unpaged = {place for place, field in fields() if str(field.type).startswith("[") and "Connection." not in place}
     # Parts are bounded by the length of an answer, models (asked ones too) by the operator's settings, buckets by 30.
-    by_nature = {"Message.parts", "SharedMessage.parts", "Query.models", "UsageReport.buckets", "UsageReport.byModel"}
+    by_nature = {
+        "Message.parts",
+        "SharedMessage.parts",
+        "Query.models",
+        "UsageReport.buckets",
+        "UsageReport.byModel",
+        "CreateUploadPayload.headers",
+    }
     by_number = {"Message.siblings", "Query.nodes", "Thread.shares"}
     assert unpaged == by_nature | by_number
     for place in by_number:

@@ -28,6 +28,10 @@ OWNERLESS = {
     "users": "a user is an owner",
     "stream_checkpoints": "written and read by servers only, and gone with its stream, which has an owner",
     "share_messages": "reached by the token of its share only, which has an owner",
+    "share_attachments": "reached by the token of its share only, which has an owner",
+    "attachment_links": "between an attachment and a message, which have one owner",
+    "blobs": "shared by what refers to them, which has an owner each; never reached but through that",
+    "sweep_tasks": "the sweeper's",
     "backfills": "the operator's",
 }
 # Columns that name another row and are no foreign keys, with the reason.
@@ -43,7 +47,13 @@ UNINDEXED_KEYS = {
 }
 
 # Times of what need not happen, and times that are not the row's own making.
-UNSET_TIMES = {"users.deleted_at", "threads.expires_at", "shares.expires_at", "backfills.finished_at"}
+UNSET_TIMES = {
+    "users.deleted_at",
+    "threads.expires_at",
+    "shares.expires_at",
+    "backfills.finished_at",
+    "attachments.expires_at",
+}
 COMPUTED_TIMES = {"streams.lease_expires_at", "usage_quarters.began_at"}
 
 
@@ -245,6 +255,9 @@ async def test_what_hangs_on_a_deleted_row_goes_with_it_but_for_the_memory_of_tu
         "turns.user_message_id",
         "turns.assistant_message_id",
         "threads.project_id",
+        # What is referred to cannot be deleted, whoever errs.
+        "attachments.blob_id",
+        "share_attachments.blob_id",
     }
 
 
@@ -268,6 +281,8 @@ async def test_no_text_column_cuts_what_a_user_or_a_model_wrote(connection: asyn
         "usage_events.status",
         "share_messages.role",
         "share_messages.status",
+        "attachments.state",
+        "sweep_tasks.kind",
         "changes.kind",
         "backfills.name",
     }

@@ -36,6 +36,16 @@ USABLE: dict[str, tuple[str, object]] = {
     "AUTH_SHARED_SECRET": (SECRET, SECRET),
     "AUTH_LEEWAY_SECONDS": ("0", 0.0),
     "ALLOWED_ORIGINS": ("https://a.example", ("https://a.example",)),
+    "PUBLIC_URL": ("https://chat.example/", "https://chat.example"),
+    "STORAGE_URL": ("s3://bucket/prefix", "s3://bucket/prefix"),
+    "S3_ENDPOINT_URL": ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+    "S3_REGION": ("auto", "auto"),
+    "S3_ACCESS_KEY_ID": ("id", "id"),
+    "S3_SECRET_ACCESS_KEY": (SECRET, SECRET),
+    "MAX_ATTACHMENT_BYTES": ("1", 1),
+    "MAX_ATTACHMENT_QUOTA_BYTES": ("1", 1),
+    "ATTACHMENT_URL_SECONDS": ("600", 600),
+    "UNLINKED_ATTACHMENT_SECONDS": ("1", 1),
     "INTROSPECTION": ("No", False),
     "GRAPHIQL": ("0", False),
     "MAX_REQUEST_BYTES": ("1024", 1_024),
@@ -111,6 +121,14 @@ UNUSABLE = [
     ("CHANGES_RETENTION_DAYS", "a week", "a number of days from 0.001 to 365"),
     ("IDEMPOTENCY_RETENTION_DAYS", "-1", "a number of days from 0.01 to 36500"),
     ("OPENAI_BASE_URL", "api.openai.com/v1", HTTP),
+    ("PUBLIC_URL", "chat.example", HTTP),
+    ("STORAGE_URL", "https://bucket.example", "a URL that begins with s3://"),
+    ("STORAGE_URL", "s3://", "a URL that begins with s3://"),
+    ("S3_ENDPOINT_URL", "s3.example", HTTP),
+    ("MAX_ATTACHMENT_BYTES", "0", "a whole number from 1 to 2147483647"),
+    ("MAX_ATTACHMENT_QUOTA_BYTES", "0", "a whole number from 1 to 1152921504606846976"),
+    ("UNLINKED_ATTACHMENT_SECONDS", "0", "a whole number from 1 to 31536000"),
+    ("ATTACHMENT_URL_SECONDS", "601", "a whole number from 1 to 600"),
     ("OPENAI_BASE_URL", "https://[", HTTP),
     (
         "OPENAI_PRICES",
@@ -137,6 +155,9 @@ FREE = {
     "OPENAI_API_KEY",
     "OPENAI_MODELS",
     "SCRIPTED_MODELS_FILE",
+    "S3_REGION",
+    "S3_ACCESS_KEY_ID",
+    "S3_SECRET_ACCESS_KEY",
 }
 
 
@@ -210,6 +231,7 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
         "AUTH_SHARED_SECRET": SECRET,
         "OPENAI_API_KEY": SECRET,
         "OPENAI_BASE_URL": f"https://me:{SECRET}@models.example/v1",
+        "S3_SECRET_ACCESS_KEY": SECRET,
     }
     settings = load(given)
     assert settings.database_url == given["DATABASE_URL"]

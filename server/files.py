@@ -1,0 +1,68 @@
+"""Links into the local storage.
+
+A file is never served in a way that runs: its type is the one that its content was found to be, browsers are told not
+to guess another, and a document that is opened all the same is in a sandbox and may load nothing.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from server.bodies import pieces
+from server.graphql_http import error_response
+from services.errors import BadUserInputError, ErrorCode
+from storage.base import StorageError, StorageFullError, TooManyBytesError
+from storage.local import LinkRefusedError, LocalStorage
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    # A frontend of another origin may show what its user has a link to.
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "Cache-Control": "private, max-age=600, immutable",
+}
+
+
+class FileLinks:
+    """The handlers of /files/{token}: what a link of the local storage allows."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Serve links."""
+        router.add_get("/files/{token}", self.get)
+        router.add_put("/files/{token}", self.put)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """The file, or a range of it."""
+        try:
+            link = self._storage.opened(request.match_info["token"], "GET")
+        except LinkRefusedError:
+            return _refused()
+        headers = {"Content-Type": link.content_type, "Content-Disposition": link.disposition, **_HEADERS}
+        return web.FileResponse(self._storage.path(link.key), headers=headers)
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Write the file: exactly as many bytes, and under the type, that the link was made for."""
+        try:
+            link = self._storage.opened(request.match_info["token"], "PUT")
+        except LinkRefusedError:
+            return _refused()
+        if request.headers.get("Content-Type", "") != link.content_type or request.content_length != link.size:
+            return error_response(
+                400, ErrorCode.BAD_USER_INPUT, "Send Content-Type and Content-Length as the upload was created with."
+            )
+        try:
+            await self._storage.put(link.key, pieces(request.content.readany), max_bytes=link.size)
+        except (BadUserInputError, TooManyBytesError):
+            return error_response(400, ErrorCode.BAD_USER_INPUT, "The body did not come as it was announced.")
+        except StorageFullError:
+            return error_response(507, ErrorCode.UNAVAILABLE, "There is no room for files on this server.")
+        except StorageError:
+            return error_response(503, ErrorCode.UNAVAILABLE, "The file storage does not work right now; try again.")
+        return web.Response(status=204)
+
+
+def _refused() -> web.Response:
+    return error_response(403, ErrorCode.FORBIDDEN, "This link is not valid, or not any more.")
