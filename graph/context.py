@@ -19,6 +19,7 @@ from services.identity import Identities
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
+from services.search import Search
 from services.settings import UserSettings
 from services.sharing import Sharing
 from services.threads import Threads
@@ -48,6 +49,7 @@ class Services:
     wakeups: Wakeups
     usage: Usage
     attachments: Attachments
+    search: Search
 
 
 @dataclass

@@ -33,6 +33,7 @@ from graph.errors import code_error
 from services.errors import ErrorCode
 from services.messages import MAX_SIBLINGS
 from services.paging import DEFAULT_PAGE, MAX_NODES, MAX_PAGE
+from services.search_query import MAX_SNIPPET_PARTS
 from services.sharing import MAX_SHARES
 
 MAX_TOKENS = 2_000
@@ -48,7 +49,7 @@ _CACHED_DOCUMENTS = 1_000
 _CACHED_CHARS = 100_000
 
 # Fields that give lists, and how long they can be; pages are as long as they are asked to be.
-_PAGES = frozenset({"threads", "messages", "projects", "attachments"})
+_PAGES = frozenset({"threads", "messages", "projects", "attachments", "search"})
 _LISTS = {
     "siblings": MAX_SIBLINGS,
     "shares": MAX_SHARES,
@@ -56,6 +57,7 @@ _LISTS = {
     "models": 20,
     "buckets": 30,
     "byModel": 20,
+    "snippet": MAX_SNIPPET_PARTS,
 }
 
 

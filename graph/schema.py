@@ -18,6 +18,7 @@ from resolvers.messages import MessageMutation, MessageQuery, MessageSubscriptio
 from resolvers.models import ModelQuery
 from resolvers.nodes import NodeQuery
 from resolvers.projects import ProjectMutation, ProjectQuery
+from resolvers.search import SearchQuery
 from resolvers.settings import SettingsMutation, SettingsQuery
 from resolvers.sharing import SharingMutation, SharingQuery
 from resolvers.threads import ThreadMutation, ThreadQuery
@@ -72,6 +73,7 @@ class Query(
     MessageQuery,
     ProjectQuery,
     AttachmentQuery,
+    SearchQuery,
     ModelQuery,
     SettingsQuery,
     SharingQuery,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tortoise import fields
+from tortoise.contrib.postgres.fields import TSVectorField
 from tortoise.fields.db_defaults import Now
 from tortoise.indexes import Index
 from tortoise.migrations.constraints import CheckConstraint, UniqueConstraint
@@ -493,3 +494,31 @@ class Backfill(Model):
 
     class Meta:
         table = "backfills"
+
+
+class SearchDocument(Model):
+    """The words of one message, or of one thread's title, as `search` finds them. Nothing of a temporary thread.
+
+    Made by triggers in the transaction of the message or the title (see the migrations); `id` is that of what it
+    describes. A table of its own, because messages change with every choice of a branch, and the index on the words
+    must not be written then. Every lexeme begins with the last six digits of its owner's id: the words of one user
+    lie together in the index, and a search reads nobody else's (docs/decisions/0011-search.md).
+    """
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    thread: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Thread", related_name=False, on_delete=fields.CASCADE, db_index=True
+    )
+    # Null for a title.
+    message: fields.ForeignKeyNullableRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.Message", related_name=False, on_delete=fields.CASCADE, null=True, db_index=True
+    )
+    document = TSVectorField()
+
+    class Meta:
+        table = "search_documents"
+        # In the migrations, because it is of a kind of its own: search_documents_words, GIN (document).
+        indexes = (Index(fields=("owner_id", "id"), name="search_documents_by_age"),)

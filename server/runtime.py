@@ -38,6 +38,7 @@ from services.keys import KeySet
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
+from services.search import Search
 from services.settings import UserSettings
 from services.sharing import Sharing
 from services.sweeper import Retention, Sweeper
@@ -365,6 +366,7 @@ class Server:
             attachments=attachments,
             changes=Changes(self.database, self.wakeups, threads, messages, projects, sharing, user_settings),
             wakeups=self.wakeups,
+            search=Search(self.database),
         )
 
     async def _serve(self, services: Services, storage: Storage) -> None:

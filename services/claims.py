@@ -69,6 +69,8 @@ MERGED = {
 }
 # These go with the anonymous user: no answer of theirs is being written any more, and their feed was theirs.
 LEFT = ("streams", "changes")
+# These come along with the rows that they are of, by triggers.
+FOLLOWING = ("search_documents",)
 
 _LIVE_THREADS = """
 SELECT messages.thread_id FROM streams JOIN messages ON messages.id = streams.message_id WHERE streams.owner_id = $1

@@ -49,6 +49,17 @@ def checked_expiry(at: datetime, *, field: str = "expiresAt") -> datetime:
     return at
 
 
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def checked_time(at: datetime) -> datetime:
+    """A time to compare with: in UTC where nothing else is said, and where PostgreSQL can hold it."""
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return min(max(at, _EARLIEST), _LATEST)
+
+
 def escaped_like(text: str) -> str:
     """A text for use inside a LIKE pattern, where it stands for itself."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -13,6 +13,7 @@ from binascii import Error as Base64Error
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -186,6 +187,29 @@ class FeedPosition:
         if kind != b"F" or change_id < 0:
             raise ValueError(cursor)
         return cls(whose, change_id)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPosition:
+    """A place in what a search found. `search` tells searches apart: a place in one means nothing in another."""
+
+    search: bytes
+    rank: float
+    id: UUID
+
+    _FORM = struct.Struct(">c4sf16s")
+
+    def cursor(self) -> str:
+        """The cursor of this place. The rank is PostgreSQL's `real`, which four bytes hold as it is."""
+        return _encode(self._FORM.pack(b"S", self.search, self.rank, self.id.bytes))
+
+    @classmethod
+    def parse(cls, cursor: str) -> SearchPosition:
+        """The place behind a cursor; ValueError or struct.error where there is none."""
+        kind, search, rank, key = cls._FORM.unpack(_decode(cursor))
+        if kind != b"S" or not isfinite(rank):
+            raise ValueError(cursor)
+        return cls(search, rank, UUID(bytes=key))
 
 
 # Keys that no row reaches.

@@ -1,1 +1,1 @@
-"""Repairs of kept data, in batches that can be stopped and resumed."""
+"""What is made or mended from rows that were there before, in batches that can be stopped, resumed and repeated."""

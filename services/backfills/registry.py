@@ -5,7 +5,7 @@ A migration asks for one by noting it: `INSERT INTO backfills (name) VALUES ('â€
 
 from __future__ import annotations
 
-from services.backfills import thread_counts, usage
+from services.backfills import search_documents, thread_counts, usage
 from services.backfills.runner import Backfill
 
 BACKFILLS = (
@@ -14,6 +14,12 @@ BACKFILLS = (
         description="Counts the threads of every project anew and mends the counts that lists show.",
         count=thread_counts.count,
         run_batch=thread_counts.run_batch,
+    ),
+    Backfill(
+        name="search-documents",
+        description="Makes what is searched of threads and messages that were there before search was.",
+        count=search_documents.count,
+        run_batch=search_documents.run_batch,
     ),
     Backfill(
         name="usage-threads",

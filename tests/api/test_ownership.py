@@ -45,6 +45,11 @@ ROWS: dict[str, tuple[str, str]] = {
     "query.message": ('query { it: message(id: "{answer}") { id text siblings { id } parent { id } } }', "null"),
     "query.projects": ("query { it: projects { nodes { id threads { nodes { id } } } } }", "own"),
     "query.project": ('query { it: project(id: "{project}") { id threads { nodes { id } } } }', "null"),
+    "query.search": ('query { it: search(query: "Owned") { nodes { thread { id } message { id } } } }', "own"),
+    "query.search in a project": (
+        'query { it: search(query: "Owned", filter: {projectId: "{project}"}) { nodes { thread { id } } } }',
+        "NOT_FOUND",
+    ),
     "query.settings": ("query { it: settings { defaultModel { id } } }", "own"),
     "query.sharedThread": (
         'query { it: sharedThread(token: "{token}") { title messages { nodes { position text } } } }',

@@ -30,6 +30,7 @@ from models.ids import IdKind
 from models.records import MessageFailure, MessageRole, MessageStatus
 from providers.base import FailureCode
 from services.errors import ErrorCode
+from services.search_query import MAX_SNIPPET_PARTS
 from streams.recovery import SERVER_LOST
 
 FILE = Path(__file__).parent.parent.parent / "schema.graphql"
@@ -136,6 +137,10 @@ def test_no_input_can_say_who_asks() -> None:
     assert not {name for name in names if name.lower().removesuffix("id") in ("owner", "user", "viewer", "author")}
 
 
+# Connections that are in an order of which nobody wants the end, with what they must be asked.
+FORWARDS_ONLY = {"Query.search": {"query": "String!"}}
+
+
 def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
     connections = [(place, field) for place, field in fields() if str(field.type).endswith("Connection!")]
     assert {place for place, _ in connections} == {
@@ -145,12 +150,14 @@ def test_every_connection_pages_both_ways_and_shows_nodes_and_places() -> None:
         "Query.projects",
         "Project.threads",
         "SharedThread.messages",
+        "Query.search",
     }
     for place, field in connections:
         paging = {name: str(argument.type) for name, argument in field.args.items()}
         noun = place.split(".")[1].title().removesuffix("s")
         assert paging.pop("filter", f"{noun}Filter") == f"{noun}Filter", place
-        assert paging == {"first": "Int", "after": "Cursor", "last": "Int", "before": "Cursor"}, place
+        backwards = {"last": "Int", "before": "Cursor"}
+        assert paging == {"first": "Int", "after": "Cursor"} | FORWARDS_ONLY.get(place, backwards), place
         connection = get_named_type(field.type)
         assert isinstance(connection, GraphQLObjectType)
         noun = connection.name.removesuffix("Connection")
@@ -177,12 +184,16 @@ def test_a_list_that_no_page_bounds_is_bounded_by_its_description() -> None:
         "UsageReport.buckets",
         "UsageReport.byModel",
         "CreateUploadPayload.headers",
+        "SearchResult.snippet",
     }
     by_number = {"Message.siblings", "Query.nodes", "Thread.shares"}
     assert unpaged == by_nature | by_number
     for place in by_number:
         described = dict(entry for kind in OURS for entry in descriptions(kind))[place]
         assert "most 100" in (described or "")
+    assert f"most {MAX_SNIPPET_PARTS}" in (
+        dict(descriptions(SCHEMA.type_map["SearchResult"]))["SearchResult.snippet"] or ""
+    )
 
 
 def test_every_id_of_a_node_has_a_kind() -> None:
@@ -250,6 +261,7 @@ def test_an_argument_is_required_only_where_nothing_can_be_done_without_it() -> 
         "Query.project": {"id"},
         "Query.sharedThread": {"token"},
         "Query.usage": {"timeframe"},
+        "Query.search": {"query"},
         "Subscription.messageStream": {"messageId"},
         "Subscription.usage": {"timeframe"},
     }
