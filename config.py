@@ -288,6 +288,12 @@ class Settings:
         1_048_576,
         "Largest GraphQL request body and WebSocket message.",
     )
+    max_import_bytes: int = _setting(
+        "MAX_IMPORT_BYTES",
+        _integer(1_024, 1_099_511_627_776),
+        1_073_741_824,
+        "Largest file that `POST /import` takes; as much room is needed under `DATA_DIR` while it is read.",
+    )
     max_message_bytes: int = _setting(
         "MAX_MESSAGE_BYTES", _integer(1, 16_777_216), 262_144, "Largest text of one user message, in UTF-8 bytes."
     )

@@ -10,10 +10,12 @@ from strawberry.types import Info as StrawberryInfo
 
 from graph.loaders import Loaders
 from providers.registry import ModelRegistry
+from services.accounts import Accounts
 from services.attachments import Attachments
 from services.changes import Changes
 from services.claims import Claims
 from services.errors import UnauthenticatedError, UnavailableError
+from services.exports import Exports
 from services.forks import Forks
 from services.identity import Identities
 from services.message_stream import MessageStream
@@ -48,6 +50,8 @@ class Services:
     changes: Changes
     wakeups: Wakeups
     usage: Usage
+    accounts: Accounts
+    exports: Exports
     attachments: Attachments
     search: Search
 

@@ -42,7 +42,7 @@ def format_error(error: GraphQLError) -> dict[str, Any]:
         cause = UnavailableError()
     if isinstance(cause, CallerError):
         shown["message"] = cause.message
-        shown["extensions"] = _caller_extensions(cause)
+        shown["extensions"] = caller_extensions(cause)
     elif cause is not None:
         error_id = secrets.token_hex(8)
         log.error("error %s at %s", error_id, error.path, exc_info=cause)
@@ -70,7 +70,8 @@ def _cause(error: GraphQLError) -> BaseException | None:
     return cause
 
 
-def _caller_extensions(cause: CallerError) -> dict[str, Any]:
+def caller_extensions(cause: CallerError) -> dict[str, Any]:
+    """`extensions` of a failure that the caller caused."""
     extensions: dict[str, Any] = {"code": cause.code.value}
     if cause.field is not None:
         extensions["field"] = cause.field

@@ -12,6 +12,7 @@ from strawberry.types.execution import ExecutionContext
 from graph.event_executor import EventExecutor
 from graph.limits import document_limits
 from graph.scalars import SCALARS
+from resolvers.account import AccountMutation
 from resolvers.attachments import AttachmentMutation, AttachmentQuery
 from resolvers.changes import ChangeSubscription
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
@@ -92,6 +93,7 @@ class Mutation(
     SharingMutation,
     AttachmentMutation,
     SettingsMutation,
+    AccountMutation,
 ):
     """Root of mutations."""
 

@@ -170,23 +170,26 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def session(self, *, statement_seconds: float) -> AsyncIterator[Connection]:
+    async def session(self, *, statement_seconds: float | None = None) -> AsyncIterator[Connection]:
         """A connection beside the pool, for work that takes long and must not keep requests from theirs.
 
         Args:
-            statement_seconds: longest wait for one of its statements.
+            statement_seconds: longest wait for one of its statements; None: as long as in the pool.
 
         Raises:
             DatabaseUnavailableError: as `acquire`.
         """
         try:
             connection = await asyncpg.connect(
-                self.url, timeout=self._timeout_seconds, command_timeout=statement_seconds
+                self.url, timeout=self._timeout_seconds, command_timeout=statement_seconds or self._timeout_seconds
             )
             try:
                 yield connection
-            finally:
-                await connection.close(timeout=5)
+            except BaseException:
+                # At once: whoever needed it is gone, and what it was doing is rolled back.
+                connection.terminate()
+                raise
+            await connection.close(timeout=5)
         except _UNAVAILABLE as error:
             raise DatabaseUnavailableError(type(error).__name__) from error
 

@@ -8,6 +8,7 @@ from strawberry.http.websocket_origin import is_same_origin, normalize_origin
 from config import Settings
 from graph.context import Services
 from graph.schema import build_schema
+from server.account_files import AccountFiles
 from server.attachments import AttachmentHttp
 from server.files import FileLinks
 from server.graphiql import GraphiQL
@@ -22,7 +23,9 @@ from storage.local import LocalStorage
 class Application:
     """The aiohttp application with what of it must be closed by hand."""
 
-    def __init__(self, settings: Settings, services: Services, health: Health, storage: Storage) -> None:
+    def __init__(
+        self, settings: Settings, services: Services, health: Health, storage: Storage, account_files: AccountFiles
+    ) -> None:
         schema = build_schema(introspection=settings.introspection)
         limits = SocketLimits(
             max_message_bytes=settings.max_request_bytes,
@@ -44,6 +47,7 @@ class Application:
             FileLinks(storage).add_routes(self.web.router)
         self.web.router.add_get("/healthz", health.live)
         self.web.router.add_get("/readyz", health.ready)
+        account_files.add_routes(self.web.router)
         if self._graphiql is not None:
             self.web.router.add_get("/", self._graphiql.redirect)
             self.web.router.add_get("/graphiql/{name:.+}", self._graphiql.asset)

@@ -96,7 +96,7 @@ class GraphQLHttp:
     async def _post_form(self, request: web.Request) -> web.Response:
         if not any(request.headers.get(name) for name in _PREFLIGHT):
             message = f"A form needs the header {_PREFLIGHT[0]} or {_PREFLIGHT[1]}, with any value."
-            return error_response(400, ErrorCode.BAD_USER_INPUT, message)
+            return error_response(415, ErrorCode.BAD_USER_INPUT, message)
         try:
             asked = await _form(request)
         except web.HTTPRequestEntityTooLarge as refusal:

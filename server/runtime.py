@@ -22,18 +22,22 @@ from providers.chat_completions import ChatCompletionsProvider
 from providers.http import Deadlines, make_client_session
 from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
+from server.account_files import AccountFiles
 from server.app import Application
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
+from services.accounts import Accounts
 from services.attachments import AttachmentLimits, Attachments
 from services.backfills.background import BackgroundBackfills
 from services.backfills.registry import BACKFILLS
 from services.budgets import BudgetLimits, Budgets
 from services.changes import Changes
 from services.claims import Claims
+from services.exports import Exports
 from services.forks import Forks
 from services.generation import GenerationLimits, Generations
 from services.identity import Identities, Issuer
+from services.imports import Imports
 from services.keys import KeySet
 from services.message_stream import MessageStream
 from services.messages import Messages
@@ -135,6 +139,8 @@ class Server:
         stack.push_async_callback(self.wakeups.stop)
         self.generations = Generations(self.database, self.hub, self.leases, self.channel, self.wakeups, limits)
         await self.generations.listen()
+        self.accounts = Accounts(self.database, self.generations)
+        stack.push_async_callback(self.accounts.close)
         models = await self._models()
         reaper = Reaper(
             self.database,
@@ -148,9 +154,9 @@ class Server:
         await reaper.reap(all_others=True)
         titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
-        storage = self._storage()
+        storage = self.storage = self._storage()
         stack.push_async_callback(storage.close)
-        attachments = Attachments(
+        attachments = self.attachments = Attachments(
             self.database,
             storage,
             AttachmentLimits(
@@ -169,7 +175,7 @@ class Server:
             ),
             end_live=self.generations.end_live,
             every_seconds=_SWEEP_SECONDS,
-            others=(attachments.sweep,),
+            others=(attachments.sweep, self.accounts.sweep),
         )
         self.leases.start()
         stack.push_async_callback(self.leases.stop)
@@ -285,7 +291,7 @@ class Server:
             return LocalStorage(
                 settings.data_dir / "attachments",
                 secret=self._secret,
-                address=lambda: settings.public_url or self._own_address(),
+                address=self._address,
             )
         if settings.s3_access_key_id is None or settings.s3_secret_access_key is None:
             raise SettingsError("STORAGE_URL: S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are needed with it")
@@ -305,8 +311,10 @@ class Server:
             )
         )
 
-    def _own_address(self) -> str:
-        """Where a browser on this machine reaches the server: an address to listen on is not always one to go to."""
+    def _address(self) -> str:
+        """Where browsers reach the server; by default those of this machine, though it may listen to others, too."""
+        if self.settings.public_url is not None:
+            return self.settings.public_url
         host, port = self.address.removeprefix("http://").rsplit(":", 1)
         return f"http://localhost:{port}" if host in ("0.0.0.0", "[::]") else self.address  # noqa: S104
 
@@ -367,10 +375,20 @@ class Server:
             changes=Changes(self.database, self.wakeups, threads, messages, projects, sharing, user_settings),
             wakeups=self.wakeups,
             search=Search(self.database),
+            accounts=self.accounts,
+            exports=Exports(self.database, storage, secret=self._secret, address=self._address),
         )
 
     async def _serve(self, services: Services, storage: Storage) -> None:
-        self.application = Application(self.settings, services, Health(is_ready=self._is_ready), storage)
+        imports = Imports(
+            self.database,
+            services.attachments,
+            folder=self.settings.data_dir / "imports",
+            max_bytes=self.settings.max_import_bytes,
+        )
+        files = AccountFiles(services.identities, services.exports, imports)
+        health = Health(is_ready=self._is_ready)
+        self.application = Application(self.settings, services, health, storage, files)
         self.application.sockets.start()
         self._stack.push_async_callback(self.application.sockets.stop)
         runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)

@@ -5,7 +5,8 @@ CallerError
 ├── ForbiddenError           the operator does not allow it, or not to an anonymous session
 ├── NotFoundError            missing, or somebody else's: the two look the same
 ├── BadUserInputError        a value that cannot be accepted, with its field
-│   └── PayloadTooLargeError
+│   ├── PayloadTooLargeError
+│   └── ImportRefusedError   a file to import is not what it should be: which member, which line
 ├── QuotaExceededError       no room is left in the viewer's share of the storage
 ├── ConflictError            the idempotency key was used for something else
 ├── ThreadBusyError          an answer is being written in this thread
@@ -102,6 +103,21 @@ class PayloadTooLargeError(BadUserInputError):
     """A value that is longer than the limit."""
 
     code = ErrorCode.PAYLOAD_TOO_LARGE
+
+
+class ImportRefusedError(BadUserInputError):
+    """A file to import is not what it should be. Nothing of it was taken.
+
+    Args:
+        message: what is wrong, without the place.
+        member: the member of the zip; None: the file as a whole.
+        line: counted from 1; None: the member as a whole.
+    """
+
+    def __init__(self, message: str, *, member: str | None = None, line: int | None = None) -> None:
+        place = "" if member is None else f"{member}: " if line is None else f"{member}, line {line}: "
+        super().__init__(place + message, field=member)
+        self.line = line
 
 
 class QuotaExceededError(CallerError):

@@ -291,6 +291,21 @@ class Generations:
                 await self.stop(generation.hold.message_id)
                 await self.wait_ended(generation.hold.message_id)
 
+    async def end_owned(self, owner_id: UUID) -> None:
+        """Stop every answer of a user, by whichever process it is written, and wait for the end of those written here.
+
+        Also of those whose rows are gone, and which would notice it only when they renew their lease.
+        """
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch("SELECT message_id FROM streams WHERE owner_id = $1", owner_id)
+        live = {row["message_id"] for row in rows}
+        live |= {
+            generation.hold.message_id for generation in self._running.values() if generation.hold.owner_id == owner_id
+        }
+        for message_id in live:
+            await self.stop(message_id)
+        await asyncio.gather(*(self.wait_ended(message_id) for message_id in live))
+
     def lose(self, message_id: UUID) -> None:
         """The stream was deleted or taken over: stop writing what nobody may see."""
         if generation := self._running.get(message_id):

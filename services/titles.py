@@ -34,7 +34,7 @@ INSERT INTO usage_events (id, owner_id, message_id, kind, model, status, prompt_
     reasoning_tokens, cached_tokens, estimated, thread_id, prompt_price, cached_price, completion_price, cost_micros)
 SELECT $1, $2, $3, 'TITLE', $4, 'COMPLETE', $5, $6, $7, $8, $9,
     (SELECT id FROM threads WHERE id = $10 AND NOT temporary), $11, $12, $13, $14
-WHERE EXISTS (SELECT FROM users WHERE id = $2)
+WHERE EXISTS (SELECT FROM users WHERE id = $2 AND deleted_at IS NULL)
 ON CONFLICT (message_id, kind) DO NOTHING
 """
 

@@ -151,6 +151,11 @@ ROWS: dict[str, tuple[str, str]] = {
         "own",
     ),
     "subscription.changes": ("subscription { it: changes { __typename } }", "own"),
+    "mutation.exportData": ("mutation { it: exportData(input: {}) { url } }", "own"),
+    "mutation.deleteAccount": (
+        'mutation { it: deleteAccount(input: {confirmation: "DELETE MY ACCOUNT"}) { deletedUserId } }',
+        "own",
+    ),
     "mutation.uploadAttachment": (
         "mutation($file: Upload!) { it: uploadAttachment(input: {file: $file}) { attachment { name } } }",
         "own",
