@@ -151,7 +151,7 @@ async def _make_documents(url: str) -> None:
             await connection.execute(
                 """
                 INSERT INTO search_documents (id, owner_id, thread_id, message_id, document)
-                SELECT id, owner_id, thread_id, id, search_document(search_slice(owner_id, id), search_text(parts), '')
+                SELECT id, owner_id, thread_id, id, search_document(owner_id, id, search_text(parts))
                 FROM messages WHERE uuid_hash(thread_id) & 1 = $1
                 """,
                 half,
@@ -168,7 +168,7 @@ async def _make_documents(url: str) -> None:
         await connection.execute(
             """
             INSERT INTO search_documents (id, owner_id, thread_id, document)
-            SELECT id, owner_id, id, search_document(search_slice(owner_id, NULL), title, 'A') FROM threads
+            SELECT id, owner_id, id, search_document(owner_id, NULL, title) FROM threads
             """
         )
         await connection.execute("SET maintenance_work_mem = '512MB'")

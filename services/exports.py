@@ -65,8 +65,13 @@ SELECT {", ".join(f"m.{column}" for column in MESSAGES.columns if column != "act
 FROM messages m LEFT JOIN messages c ON c.id = m.active_child_id AND c.parent_id = m.id
 WHERE m.thread_id = ANY($1::uuid[]) AND m.owner_id = $2 ORDER BY m.thread_id, m.depth, m.id
 """  # noqa: S608 - names of ours
+# The files of a link are references of its own and not exported: a link comes back without them.
 _SHARE_MESSAGES = """
-SELECT m.* FROM shares s JOIN share_messages m ON m.share_id = s.id WHERE s.owner_id = $1 ORDER BY s.id, m.position
+SELECT m.share_id, m.position, m.role, m.status, m.model, m.created_at, (
+    SELECT coalesce(jsonb_agg(part ORDER BY place), '[]')
+    FROM jsonb_array_elements(m.parts) WITH ORDINALITY AS listed (part, place) WHERE part ->> 'type' <> 'file'
+) AS parts
+FROM shares s JOIN share_messages m ON m.share_id = s.id WHERE s.owner_id = $1 ORDER BY s.id, m.position
 """
 _FILES = """
 SELECT a.id, b.key FROM attachments a JOIN blobs b ON b.id = a.blob_id WHERE a.owner_id = $1 ORDER BY a.id

@@ -37,9 +37,10 @@ SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (thread_id) CROSS JOIN LAT
 
 def _path_query(order: str) -> str:
     return f"""
-    SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (thread_id) CROSS JOIN LATERAL (
-        SELECT * FROM messages
-        WHERE thread_id = wanted.thread_id AND owner_id = $2 AND active AND depth > $3 AND depth < $4
+    SELECT {_M_COLUMNS}
+    FROM unnest($1::uuid[]) AS wanted (thread_id) JOIN threads t ON t.id = wanted.thread_id AND t.owner_id = $2
+    CROSS JOIN LATERAL (
+        SELECT * FROM messages WHERE thread_id = t.id AND active AND depth > $3 AND depth < $4
         ORDER BY depth {order} LIMIT $5
     ) m
     """  # noqa: S608

@@ -19,9 +19,10 @@ from services.paging import LAST_ID, Page, PageRequest, SearchPosition
 from services.search_query import (
     SnippetPart,
     Term,
+    document_query,
+    lexeme,
     one_slip_away,
     parse_query,
-    query_pattern,
     slips,
     snippet,
 )
@@ -33,17 +34,15 @@ if TYPE_CHECKING:
 RANKED_MATCHES = 1_000
 _CORRECTIONS = 5
 _READ_DOCUMENTS = 500
-_GUESSED_SLICES = 6
 
 _MESSAGE_NAMES = MESSAGE_COLUMNS.split(", ")
 _THREAD_NAMES = THREAD_COLUMNS.split(", ")
 _M_COLUMNS = ", ".join(f"m.{name} AS m_{name}" for name in _MESSAGE_NAMES)
 _T_COLUMNS = ", ".join(f"t.{name} AS t_{name}" for name in _THREAD_NAMES)
 
-# The words of a document begin with its slice: whose it is, and when it was written, in parts of 50 days. A query is a
-# pattern that holds for every slice; where a slice begins, it has a #, which no word has.
-_QUERY = "replace($2, '#', right($1::uuid::text, 6) || {slice})::tsquery"
-# By a function, so that the planner does not know the query when it plans, and what it would (wrongly) conclude of it.
+# A document has a word for its slice of time, and titles have one too. By a function, so that the planner does not know
+# the query when it plans, and what it would (wrongly) conclude of it.
+_IN_SLICE = "($2::text::tsquery && quote_literal(right($1::uuid::text, 6) || '#' || next.slice)::tsquery)"
 _TITLES = "(SELECT slice FROM unnest(ARRAY['titl']) AS slice)"
 _NEXT = """
 SELECT left(id::text, 4) AS slice FROM search_documents WHERE owner_id = $1 AND id < s.below ORDER BY id DESC LIMIT 1
@@ -78,8 +77,8 @@ def _slices(most: int) -> str:
 
     It ends where `most` matches are found. Slices in which the user has no document are leapt over.
     """
-    first = _MATCHES.format(query=_QUERY.format(slice="next.slice"), most=most)
-    more = _MATCHES.format(query=_QUERY.format(slice="next.slice"), most=f"{most} - s.total")
+    first = _MATCHES.format(query=_IN_SLICE, most=most)
+    more = _MATCHES.format(query=_IN_SLICE, most=f"{most} - s.total")
     return f"""
     WITH RECURSIVE slices (slice, below, found, total) AS (
         SELECT next.slice, '{LAST_ID}'::uuid, here.found, cardinality(here.found)
@@ -99,7 +98,7 @@ _FIND = f"""
     SELECT f.id, d.thread_id, d.message_id, d.rank FROM slices s CROSS JOIN LATERAL unnest(s.found) AS f (id)
     CROSS JOIN LATERAL (
         SELECT thread_id, message_id,
-            (ts_rank(document, {_QUERY.format(slice="s.slice")}, 1) + (message_id IS NULL)::int)::real AS rank
+            (ts_rank(document, $2::text::tsquery, 1) + (message_id IS NULL)::int)::real AS rank
         FROM search_documents WHERE search_documents.id = f.id OFFSET 0
     ) d
 ), page AS MATERIALIZED (
@@ -111,38 +110,24 @@ LEFT JOIN LATERAL (SELECT {_M_COLUMNS} FROM messages m WHERE m.id = page.message
 ORDER BY page.rank DESC, page.id DESC
 """  # noqa: S608 - only names and numbers of ours are put in
 _IS_KNOWN = f"{_slices(1)} SELECT EXISTS (SELECT FROM slices WHERE total > 0)"  # noqa: S608
-# Of guesses, those that the titles have, or else the newest slices. Each guess is looked for by itself: of a query of
-# 500 words the planner would think that it needs the whole table. And counted: to find any one, it would read along
-# the table, where a user's documents are not.
-_GUESSED = """
-ARRAY(
-    SELECT word FROM unnest($2::text[]) AS word WHERE (
-        SELECT count(*) FROM search_documents
-        WHERE document @@ (quote_literal(right($1::uuid::text, 6) || {slice} || word))::tsquery
-            AND owner_id IS NOT DISTINCT FROM $1
-    ) > 0
-)
-"""
+# Of guesses, those that some document has, the most frequent first. Each is looked for by itself: of a query of 500
+# words the planner would think that it needs the whole table. And counted: to find any one, it would read along the
+# table, where a user's documents are not.
 _KNOWN = f"""
-WITH RECURSIVE slices (slice, below, found, number) AS (
-    SELECT next.slice, '{LAST_ID}'::uuid, here.found, 0
-    FROM {_TITLES} next CROSS JOIN LATERAL (SELECT {_GUESSED.format(slice="next.slice")} AS found OFFSET 0) here
-    UNION ALL
-    SELECT next.slice, (next.slice || '0000-0000-0000-0000-000000000000')::uuid, s.found || here.found, s.number + 1
-    FROM slices s CROSS JOIN LATERAL ({_NEXT}) next
-    CROSS JOIN LATERAL (SELECT {_GUESSED.format(slice="next.slice")} AS found OFFSET 0) here
-    WHERE s.number < {_GUESSED_SLICES} AND (s.number = 0 OR s.found = '{{}}')
-)
-SELECT word FROM (SELECT found FROM slices ORDER BY number DESC LIMIT 1) last, unnest(found) AS word
-GROUP BY word ORDER BY count(*) DESC, word LIMIT {_CORRECTIONS}
-"""  # noqa: S608 - only numbers of ours are put in
+SELECT word FROM unnest($2::text[], $3::text[]) AS guess (word, lexeme) CROSS JOIN LATERAL (
+    SELECT count(*) AS documents FROM (
+        SELECT FROM search_documents WHERE document @@ lexeme::tsquery AND owner_id IS NOT DISTINCT FROM $1
+        OFFSET 0
+    ) d
+) known WHERE documents > 0 ORDER BY documents DESC, word LIMIT {_CORRECTIONS}
+"""  # noqa: S608
 _RECENT_WORDS = f"""
 WITH recent AS MATERIALIZED (
     SELECT document FROM search_documents WHERE owner_id = $1 ORDER BY id DESC LIMIT {_READ_DOCUMENTS}
 )
-SELECT substr(lexeme, 11) AS word, count(*) AS documents
+SELECT substr(lexeme, 7) AS word, count(*) AS documents
 FROM recent CROSS JOIN LATERAL unnest(tsvector_to_array(document)) AS lexeme
-WHERE length(lexeme) BETWEEN 10 + $2 AND 10 + $3 GROUP BY 1
+WHERE length(lexeme) BETWEEN 6 + $2 AND 6 + $3 GROUP BY 1
 """  # noqa: S608
 _PROJECT = "SELECT id FROM projects WHERE id = $1 AND owner_id = $2"
 
@@ -204,7 +189,7 @@ class Search:
             where = (wanted.archived, wanted.project_id, wanted.role, wanted.any_branch, wanted.since, wanted.before)
 
             async def found() -> list[Record]:
-                pattern = query_pattern(terms, corrections)
+                pattern = document_query(viewer.id, terms, corrections)
                 rows: list[Record] = await connection.fetch(
                     _FIND, viewer.id, pattern, *where, after.rank, after.id, request.limit + 1
                 )
@@ -226,10 +211,10 @@ async def _corrections(
     for term in terms:
         if not term.may_be_misspelt:
             continue
-        if await connection.fetchval(_IS_KNOWN, viewer.id, query_pattern([term], {}), *anywhere):
+        if await connection.fetchval(_IS_KNOWN, viewer.id, document_query(viewer.id, [term], {}), *anywhere):
             continue
         guesses = one_slip_away(term.words[0])
-        rows = await connection.fetch(_KNOWN, viewer.id, guesses)
+        rows = await connection.fetch(_KNOWN, viewer.id, guesses, [lexeme(viewer.id, guess) for guess in guesses])
         words = [row["word"] for row in rows]
         if not words and term.allowed_slips > 1:
             words = await _alike(connection, viewer, term)

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from uuid import UUID
 
 from services.errors import BadUserInputError, PayloadTooLargeError
 from services.input import checked_text
@@ -120,18 +121,23 @@ def _folded(text: str) -> str:
     return "".join(letter.lower()[0] for letter in unicodedata.normalize("NFKC", text))
 
 
-def query_pattern(terms: Sequence[Term], corrections: dict[Term, list[str]]) -> str:
-    """The terms as a `tsquery`, with a # where a word's slice belongs.
-
-    Words hold neither # nor a character that has a meaning in a `tsquery` (see `_SEPARATORS`): quotes are enough.
-    """
-    return " & ".join(_term_pattern(term, corrections.get(term, ())) for term in terms)
+def document_query(owner_id: UUID, terms: Sequence[Term], corrections: dict[Term, list[str]]) -> str:
+    """The terms as a `tsquery` on the documents of one owner."""
+    return " & ".join(_term_query(owner_id, term, corrections.get(term, ())) for term in terms)
 
 
-def _term_pattern(term: Term, others: Sequence[str]) -> str:
-    phrase = " <-> ".join(f"'#{word}'" for word in term.words) + (":*" if term.prefix else "")
-    either = " | ".join([f"({phrase})", *(f"'#{word}'" for word in others)])
+def _term_query(owner_id: UUID, term: Term, others: Sequence[str]) -> str:
+    phrase = " <-> ".join(lexeme(owner_id, word) for word in term.words) + (":*" if term.prefix else "")
+    either = " | ".join([f"({phrase})", *(lexeme(owner_id, word) for word in others)])
     return f"!({either})" if term.excluded else f"({either})"
+
+
+def lexeme(owner_id: UUID, word: str) -> str:
+    """A word as the documents of this owner have it, for a `tsquery`.
+
+    Words hold no character that has a meaning there (see `_SEPARATORS`): quotes are enough.
+    """
+    return f"'{owner_id.hex[-6:]}{word}'"
 
 
 def one_slip_away(word: str) -> list[str]:

@@ -57,21 +57,18 @@ BEGIN
     RETURN btrim(regexp_replace(words, '[SEPARATORS]+', ' ', 'g'));
 END $$;
 
+-- The words of a message, or with `message` null of a title. Each begins with the end of its owner's id. One more tells
+-- the slice of time: the beginning of the message's id, of which a step is 50 days (2^32 ms).
 -- Words are cut to 64 characters; their places are kept for phrases up to 16,000. So bounded, a document of 100,000
 -- characters stays below the 1 MB that a tsvector may have. Null where there is no word.
-CREATE FUNCTION search_document(slice text, content text, weight text) RETURNS tsvector
+CREATE FUNCTION search_document(owner uuid, message uuid, content text) RETURNS tsvector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT string_agg(
-        slice || left(word, 64) || CASE WHEN place <= 16000 THEN ':' || place || weight ELSE '' END, ' '
-    )::tsvector
+    SELECT (string_agg(
+        right(owner::text, 6) || left(word, 64) || CASE
+            WHEN place > 16000 THEN '' WHEN message IS NULL THEN ':' || place || 'A' ELSE ':' || place END, ' '
+    ) || ' ' || right(owner::text, 6) || '#' || coalesce(left(message::text, 4), 'titl'))::tsvector
     FROM string_to_table(search_words(content), ' ') WITH ORDINALITY AS words (word, place)
     WHERE word <> '' AND place <= 50000
-$$;
-
--- What every word of a document begins with: the end of its owner's id, then for a title 'titl' and for a message the
--- beginning of its id, which is a time: its 65,536th parts of UUIDv7's 48 bits of milliseconds are 50 days.
-CREATE FUNCTION search_slice(owner uuid, message uuid) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT right(owner::text, 6) || coalesce(left(message::text, 4), 'titl')
 $$;
 
 -- The text of a message as `Message.text` has it.
@@ -82,12 +79,12 @@ $$;
 
 -- Makes, replaces or removes one document. It never fails for what the text is: that an answer is stored matters more
 -- than that it is found.
-CREATE FUNCTION keep_search_document(key uuid, owner uuid, thread uuid, message uuid, content text, weight text)
+CREATE FUNCTION keep_search_document(key uuid, owner uuid, thread uuid, message uuid, content text)
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE made tsvector;
 BEGIN
     BEGIN
-        made := search_document(search_slice(owner, message), content, weight);
+        made := search_document(owner, message, content);
     EXCEPTION WHEN OTHERS THEN
         RAISE WARNING 'no search document for %: %', key, SQLSTATE;
     END;
@@ -103,7 +100,7 @@ END $$;
 CREATE FUNCTION keep_message_document() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM threads WHERE id = NEW.thread_id AND NOT temporary) THEN
-        PERFORM keep_search_document(NEW.id, NEW.owner_id, NEW.thread_id, NEW.id, search_text(NEW.parts), '');
+        PERFORM keep_search_document(NEW.id, NEW.owner_id, NEW.thread_id, NEW.id, search_text(NEW.parts));
     END IF;
     RETURN NULL;
 END $$;
@@ -120,9 +117,9 @@ BEGIN
         DELETE FROM search_documents WHERE thread_id = NEW.id;
         RETURN NULL;
     END IF;
-    PERFORM keep_search_document(NEW.id, NEW.owner_id, NEW.id, NULL, NEW.title, 'A');
+    PERFORM keep_search_document(NEW.id, NEW.owner_id, NEW.id, NULL, NEW.title);
     IF TG_OP = 'UPDATE' AND OLD.temporary THEN
-        PERFORM keep_search_document(id, owner_id, thread_id, id, search_text(parts), '')
+        PERFORM keep_search_document(id, owner_id, thread_id, id, search_text(parts))
         FROM messages WHERE thread_id = NEW.id AND status <> 'STREAMING';
     END IF;
     RETURN NULL;

@@ -19,7 +19,7 @@ _OF_THREADS = """
 WITH batch AS (
     SELECT id, owner_id, title, temporary FROM threads WHERE id > $1 ORDER BY id LIMIT $2 FOR SHARE
 ), made AS MATERIALIZED (
-    SELECT keep_search_document(id, owner_id, id, NULL, title, 'A') FROM batch
+    SELECT keep_search_document(id, owner_id, id, NULL, title) FROM batch
     WHERE NOT temporary AND NOT EXISTS (SELECT FROM search_documents WHERE search_documents.id = batch.id)
 )
 SELECT (SELECT count(*) FROM made) AS made, id FROM batch ORDER BY id DESC LIMIT 1
@@ -30,7 +30,7 @@ WITH batch AS (
     FROM messages m JOIN threads t ON t.id = m.thread_id
     WHERE m.id > $1 ORDER BY m.id LIMIT $2 FOR SHARE
 ), made AS MATERIALIZED (
-    SELECT keep_search_document(id, owner_id, thread_id, id, search_text(parts), '') FROM batch
+    SELECT keep_search_document(id, owner_id, thread_id, id, search_text(parts)) FROM batch
     WHERE NOT temporary AND status <> 'STREAMING'
         AND NOT EXISTS (SELECT FROM search_documents WHERE search_documents.id = batch.id)
 )

@@ -27,7 +27,7 @@ from models.records import SharedThreadRecord
 from server.runtime import Server
 from services.errors import NotFoundError
 from services.paging import SharedPosition, page_request
-from tests.api.test_forks import changes, counted, ended, fork, long_thread, path_of, said
+from tests.api.test_forks import changes, counted, ended, fork, long_thread, said
 from tests.client import SELECT, Client, GraphQLErrors
 
 SCHEMA = build_schema()._schema
@@ -187,28 +187,61 @@ async def stored(database: asyncpg.Connection, link: dict[str, Any]) -> list[dic
     return [part for row in rows for part in orjson.loads(row["parts"])]
 
 
+FILES = """
+query($token: String!) { sharedThread(token: $token) { messages { nodes {
+  parts { __typename ... on SharedFilePart { name contentType size path } ... on TextPart { text } }
+} } } }
+"""
+
+
+async def files_of(caller: Client, token: str) -> list[dict[str, Any]]:
+    """The file parts that anybody with the token is shown."""
+    nodes = (await caller.run(FILES, {"token": token}))["sharedThread"]["messages"]["nodes"]
+    return [part for node in nodes for part in node["parts"] if part["__typename"] == "SharedFilePart"]
+
+
+async def content(caller: Client, path: str) -> bytes | int:
+    """What a browser gets there, or the status that refuses it."""
+    async with caller.http.get(caller.address + path) as response:
+        return await response.read() if response.status == 200 else response.status
+
+
 async def test_files_are_in_a_snapshot_where_that_was_chosen_and_never_by_their_owners_id(
-    client: Client, other: Client, database: asyncpg.Connection
+    client: Client, other: Client, nobody: Client, database: asyncpg.Connection
 ) -> None:
-    turn = await ended(client, await client.send("Read this"))
-    attachment = str(new_id())
-    file = {"type": "file", "attachmentId": attachment, "name": "plan.pdf"}
-    await database.execute(
-        "UPDATE messages SET parts = parts || $2::jsonb WHERE id = $1",
-        parse_id(IdKind.MESSAGE, turn["userMessage"]["id"]),
-        orjson.dumps([file]).decode(),
-    )
-    texts_only = [{"type": "text", "text": "Read this"}, {"type": "text", "text": "Hello world"}]
+    bytes_of = {name: f"{name} {new_id()}".encode() for name in ("plan.txt", "notes.txt")}
+    sent = [await client.upload(bytes_of[name], name) for name in bytes_of]
+    turn = await ended(client, await client.send("Read these", attachmentIds=[one["id"] for one in sent]))
     without = await share(client, turn["thread"]["id"])
-    assert await stored(database, without) == texts_only
+    assert await files_of(nobody, without["token"]) == []
+    assert await content(nobody, f"/shared/{without['token']}/files/0") == 404
     given = await share(client, turn["thread"]["id"], includeAttachments=True)
     assert given["includesAttachments"] is True
-    assert await stored(database, given) == [texts_only[0], {"type": "file", "name": "plan.pdf"}, texts_only[1]]
-    for link in (without, given):
-        forked = await fork_shared(other, link["token"])
-        assert [orjson.loads(row["parts"]) for row in await path_of(database, forked["id"])] == [
-            [part] for part in texts_only
-        ], "the files of a share are the sharer's"
+    shown = await files_of(nobody, given["token"])
+    assert [(file["name"], file["size"]) for file in shown] == [(name, len(bytes_of[name])) for name in bytes_of]
+    assert [await content(nobody, file["path"]) for file in shown] == list(bytes_of.values())
+    kept = str(await stored(database, given))
+    assert not any(one["id"].split("_")[1] in kept for one in sent)
+    for wrong in ("2", "999999999", "-1", "x", "0/..", "9" * 30):
+        assert await content(nobody, f"/shared/{given['token']}/files/{wrong}") == 404
+    # A fork has files of its own, whatever becomes of the thread, the link and the sharer's attachments.
+    forked = await fork_shared(other, given["token"])
+    await client.run(REVOKE, {"id": given["id"]})
+    assert [await content(nobody, file["path"]) for file in shown] == [404, 404]
+    delete = "mutation($id: ID!) { deleteThread(input: {threadId: $id}) { deletedThreadId } }"
+    await client.run(delete, {"id": turn["thread"]["id"]})
+    mine = """
+    query($id: ID!) { thread(id: $id) { messages { nodes { parts { ... on FilePart { attachment { id url } } } } } } }
+    """
+    nodes = (await other.run(mine, {"id": forked["id"]}))["thread"]["messages"]["nodes"]
+    attachments = [part["attachment"] for node in nodes for part in node["parts"] if part]
+    assert len(attachments) == 2
+    for attachment, expected in zip(attachments, bytes_of.values(), strict=True):
+        assert attachment["id"] not in [one["id"] for one in sent]
+        async with other.http.get(attachment["url"]) as response:
+            assert await response.read() == expected
+    plain = await fork_shared(other, without["token"]) if await read(nobody, without["token"]) else None
+    assert plain is None, "the links of a deleted thread are gone with it"
 
 
 async def test_instructions_to_the_model_are_not_shared(

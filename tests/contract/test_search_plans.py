@@ -16,7 +16,7 @@ from models.database import Database
 from services import search
 from services.backfills.search_documents import run_batch
 from services.paging import LAST_ID
-from services.search_query import one_slip_away, parse_query, query_pattern, words_of
+from services.search_query import document_query, lexeme, one_slip_away, parse_query, words_of
 from tests.conftest import make_database
 
 ANYWHERE = (None, None, None, False, None, None)
@@ -63,7 +63,7 @@ async def test_what_is_looked_for_is_found_by_index(
     connection: asyncpg.Connection, filled: tuple[str, list[UUID]], query: str, heavy: bool
 ) -> None:
     owner = filled[1][0 if heavy else 7]
-    pattern = query_pattern(parse_query(query), {})
+    pattern = document_query(owner, parse_query(query), {})
     found = await plan(connection, search._FIND, owner, pattern, *ANYWHERE, float("inf"), LAST_ID, 26)
     assert "Bitmap Index Scan on search_documents_words" in found
     assert scanned(found) == set(), found
@@ -74,8 +74,8 @@ async def test_misspelt_words_are_compared_by_index(
 ) -> None:
     owner, word = filled[1][7], "zobusaffa"
     guesses = one_slip_away(word)
-    known = await plan(connection, search._IS_KNOWN, owner, query_pattern(parse_query(word), {}), *ANYWHERE)
-    guessed = await plan(connection, search._KNOWN, owner, guesses)
+    known = await plan(connection, search._IS_KNOWN, owner, document_query(owner, parse_query(word), {}), *ANYWHERE)
+    guessed = await plan(connection, search._KNOWN, owner, guesses, [lexeme(owner, guess) for guess in guesses])
     for found in (known, guessed):
         assert "Bitmap Index Scan on search_documents_words" in found
         assert scanned(found) == set(), found
