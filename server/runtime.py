@@ -380,7 +380,7 @@ class Server:
         )
 
     async def _serve(self, services: Services, storage: Storage) -> None:
-        imports = Imports(
+        imports = self.imports = Imports(
             self.database,
             services.attachments,
             folder=self.settings.data_dir / "imports",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RANKED_MATCHES = 1_000
 _CORRECTIONS = 5
+_CORRECTED_WORDS = 3
 _READ_DOCUMENTS = 500
 
 _MESSAGE_NAMES = MESSAGE_COLUMNS.split(", ")
@@ -205,7 +206,10 @@ class Search:
 async def _corrections(
     connection: Connection, viewer: Viewer, terms: list[Term], *, any_branch: bool
 ) -> dict[Term, list[str]]:
-    """For each word that nothing of the viewer's has, wherever: words that it may have been meant to be."""
+    """For each word that nothing of the viewer's has, wherever: words that it may have been meant to be.
+
+    Empty where one has none, or where there are more than three: then it is not a matter of spelling.
+    """
     found: dict[Term, list[str]] = {}
     anywhere = (None, None, None, any_branch, None, None)
     for term in terms:
@@ -218,8 +222,10 @@ async def _corrections(
         words = [row["word"] for row in rows]
         if not words and term.allowed_slips > 1:
             words = await _alike(connection, viewer, term)
-        if words:
-            found[term] = words
+        if not words or len(found) == _CORRECTED_WORDS:
+            # All words must match: nothing will.
+            return {}
+        found[term] = words
     return found
 
 

@@ -75,8 +75,8 @@ class Term:
 
     @property
     def may_be_misspelt(self) -> bool:
-        """Whether it is one word that is long enough to be recognised in another spelling."""
-        return not self.excluded and len(self.words) == 1 and len(self.words[0]) >= _LEAST_MISSPELT
+        """Whether it is one word, not in quotes, that is long enough to be recognised in another spelling."""
+        return self.prefix and len(self.words) == 1 and len(self.words[0]) >= _LEAST_MISSPELT
 
     @property
     def allowed_slips(self) -> int:

@@ -22,7 +22,7 @@ WITH batch AS (
     SELECT keep_search_document(id, owner_id, id, NULL, title) FROM batch
     WHERE NOT temporary AND NOT EXISTS (SELECT FROM search_documents WHERE search_documents.id = batch.id)
 )
-SELECT (SELECT count(*) FROM made) AS made, id FROM batch ORDER BY id DESC LIMIT 1
+SELECT (SELECT count(*) FROM made) AS made, (SELECT count(*) FROM batch) AS seen, id FROM batch ORDER BY id DESC LIMIT 1
 """
 _OF_MESSAGES = """
 WITH batch AS (
@@ -34,7 +34,7 @@ WITH batch AS (
     WHERE NOT temporary AND status <> 'STREAMING'
         AND NOT EXISTS (SELECT FROM search_documents WHERE search_documents.id = batch.id)
 )
-SELECT (SELECT count(*) FROM made) AS made, id FROM batch ORDER BY id DESC LIMIT 1
+SELECT (SELECT count(*) FROM made) AS made, (SELECT count(*) FROM batch) AS seen, id FROM batch ORDER BY id DESC LIMIT 1
 """
 
 
@@ -56,10 +56,10 @@ async def run_batch(connection: Connection, position: str | None, limit: int) ->
         position: where the batch before ended; None to begin.
 
     Returns:
-        Where this one ended (None: there is nothing left), and how many documents it made.
+        Where this one ended (None: there is nothing left), and how many rows it saw.
     """
     table, _, key = (position or f"{_THREADS}:{FIRST_ID}").partition(":")
     row = await connection.fetchrow(_OF_THREADS if table == _THREADS else _OF_MESSAGES, UUID(key), limit)
     if row is not None:
-        return f"{table}:{row['id']}", row["made"]
+        return f"{table}:{row['id']}", row["seen"]
     return (f"{_MESSAGES}:{FIRST_ID}", 0) if table == _THREADS else (None, 0)

@@ -193,6 +193,9 @@ async def test_nothing_stays_reserved_however_an_answer_ends(by_tokens: Server, 
     models = {"fail": "fails-midway", "crash": "crashes", "hang up": "hangs-up"}
     turn = await user.send(question(), model=models.get(end, "hangs"))
     answer_id = turn["assistantMessage"]["id"]
+    # Before the model is asked there is nothing to count.
+    async with user.reading(answer_id) as reader:
+        await reader.next()
     if end == "stop":
         await user.stop(answer_id)
     elif end == "delete":

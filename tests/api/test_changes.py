@@ -17,11 +17,7 @@ import pytest
 from models.ids import IdKind, new_id, parse_id
 from server.runtime import Server
 from services.sweeper import Retention, Sweeper
-from tests.api.test_ownership import ROWS, filled, owned
-from tests.api.test_ownership import run as run_row
 from tests.client import Client, GraphQLErrors, Subscription
-
-__all__ = ["owned"]  # a fixture of test_ownership
 
 T = "fragment T on Thread { id title pinned archived temporary expiresAt project { id } updatedAt }"
 G = "fragment G on Message { id thread { id } parent { id } role status text }"
@@ -433,34 +429,3 @@ async def test_a_state_and_the_changes_after_it_are_the_state_now(client: Client
         # A query of the active paths shows their siblings, not every branch; what it shows the copy must hold.
         assert {key: copy.messages.get(key) for key in there_is.messages} == there_is.messages
         assert {one["thread"]["id"] for one in copy.messages.values()} <= set(there_is.threads)
-
-
-@pytest.mark.parametrize("name", sorted(name for name in ROWS if name.startswith("mutation.")))
-async def test_every_mutation_is_told_of_as_it_is_stored(client: Client, owned: dict[str, str], name: str) -> None:
-    """CHECKLIST R12: a copy that is kept by the feed is what queries give, whatever the mutation was."""
-    cursor = await now(client)
-    copy = await Copy.of(client)
-    await run_row(client, name, filled(name, owned))
-    turns = await client.run("{ threads(first: 100) { nodes { liveMessage { id } } } }")
-    for thread in turns["threads"]["nodes"]:
-        if thread["liveMessage"]:
-            await client.finish(thread["liveMessage"]["id"])
-    marker = str(uuid.uuid4())
-    try:
-        await create_project(client, marker)
-    except GraphQLErrors as gone:
-        assert name == "mutation.deleteAccount", gone  # noqa: PT017 - nobody is left to be told
-        return
-    async with following(client, cursor) as feed:
-        while True:
-            event = await next_change(feed)
-            if event["__typename"] == "ChangesReset":
-                copy = await Copy.of(client)
-            copy.apply(event)
-            if event["__typename"] == "ProjectChanged" and event["project"]["name"] == marker:
-                break
-    there_is = await Copy.of(client)
-    assert (copy.threads, copy.projects, copy.settings) == (there_is.threads, there_is.projects, there_is.settings)
-    assert copy.shares == there_is.shares
-    assert copy.leaves == there_is.leaves
-    assert {key: copy.messages.get(key) for key in there_is.messages} == there_is.messages

@@ -135,8 +135,10 @@ WRONGS = {
     "remembered child that is none": """
         SELECT m.id FROM messages m WHERE m.owner_id = $1 AND m.active_child_id IS NOT NULL
         AND NOT EXISTS (SELECT FROM messages c WHERE c.id = m.active_child_id AND c.parent_id = m.id)""",
+    # One that was stopped before the model was asked has consumed nothing.
     "answer without its one usage event": """
         SELECT m.id FROM messages m WHERE m.owner_id = $1 AND m.role = 'ASSISTANT' AND m.status <> 'STREAMING'
+        AND NOT (m.status = 'STOPPED' AND m.prompt_tokens = 0 AND m.completion_tokens = 0)
         AND (SELECT count(*) FROM usage_events u WHERE u.message_id = m.id AND u.kind = 'ANSWER') <> 1""",
     "turn that names half": """
         SELECT id FROM turns WHERE owner_id = $1

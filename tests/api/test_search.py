@@ -121,7 +121,9 @@ async def test_a_word_that_is_there_is_not_taken_as_misspelt(client: Client) -> 
     assert await texts(client, "house course") == set()
     assert await texts(client, "hxuse") == {"a house of cards"}
     assert await texts(client, "xyzzyxyzzy") == set()
-    assert await texts(client, '"hxuse of"') == set(), "phrases are exact"
+    assert await texts(client, '"hxuse of"') == await texts(client, '"hxuse"') == set(), "what is in quotes is exact"
+    assert await texts(client, "hxuse xyzzyxyzzy") == set(), "all words must match"
+    assert await texts(client, "hxuse of carsd hxuse") == {"a house of cards"}
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,8 @@ async def test_a_page_of_many_threads_asks_as_often_as_one_of_few(client: Client
     for number in (2, 10):
         for _ in range(number):
             await client.finish((await client.send("Thread"))["assistantMessage"]["id"])
-        counts.append(await count_statements(server, lambda: client.run(query)))
+        # The least of some: the server's own tasks take connections, too.
+        counts.append(min([await count_statements(server, lambda: client.run(query)) for _ in range(3)]))
     assert counts[0] == counts[1] <= 8
 
 

@@ -166,6 +166,9 @@ async def test_a_message_that_is_not_whole_is_counted_once(
     turn = await client.send("Hi", model=model)
     answer_id = turn["assistantMessage"]["id"]
     if status == "STOPPED":
+        # Before the model is asked there is nothing to count.
+        async with client.reading(answer_id) as reader:
+            await reader.next()
         await client.stop(answer_id)
         await client.stop(answer_id)
     answer = await client.finish(answer_id)

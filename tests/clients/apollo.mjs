@@ -45,9 +45,14 @@ const resume = new ApolloLink((operation, forward) => {
   return forward(operation).pipe(tap(({ data }) => (variables.after = data?.messageStream?.cursor)));
 });
 const possibleTypes = {
-  Node: ["Thread", "Message"],
-  MessagePart: ["TextPart", "ReasoningPart", "ToolPart", "SourcePart"],
+  Node: ["Thread", "Message", "Project", "Share", "Attachment"],
+  MessagePart: ["TextPart", "ReasoningPart", "ToolPart", "SourcePart", "FilePart"],
   MessageStreamEvent: ["MessageDelta", "MessagePartAdded", "MessageReset", "MessageEnded"],
+  SharedMessagePart: ["TextPart", "ReasoningPart", "ToolPart", "SourcePart", "SharedFilePart"],
+  Change: [
+    "ChangesReset", "ThreadChanged", "ThreadDeleted", "MessageAdded", "MessageFinished", "MessageSelected",
+    "ProjectChanged", "ProjectDeleted", "ShareChanged", "ShareRevoked", "SettingsChanged", "UsageChanged",
+  ],
 };
 const client = new ApolloClient({
   cache: new InMemoryCache({ possibleTypes }),

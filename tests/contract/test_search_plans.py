@@ -96,25 +96,30 @@ async def test_a_backfill_makes_what_the_triggers_would_have_made(
     assert len(before) > 500
     await connection.execute("DELETE FROM search_documents WHERE message_id IS NULL OR id > $1", before[100]["id"])
     assert await connection.fetch(kept) != before
-    missing = len(before) - len(await connection.fetch(kept))
-    position, made = await run_batch(connection, None, 100)
-    while position is not None:
-        position, more = await run_batch(connection, position, 100)
-        made += more
-    assert made == missing
+    rows = "SELECT (SELECT count(*) FROM threads) + (SELECT count(*) FROM messages)"
+    assert await run_through(connection, 100) == await connection.fetchval(rows)
     assert await connection.fetch(kept) == before
-    again = await run_batch(connection, None, 1_000)
-    assert again[1] == 0, "what is there is not made again"
+    versions = "SELECT id, xmin::text FROM search_documents ORDER BY id"
+    first = await connection.fetch(versions)
+    await run_through(connection, 1_000)
+    assert await connection.fetch(versions) == first, "what is there is not made again"
 
 
 async def test_a_backfill_passes_by_what_is_not_searched(connection: asyncpg.Connection) -> None:
     await connection.execute("UPDATE threads SET temporary = true")
     await connection.execute("UPDATE messages SET status = 'STREAMING' WHERE depth = 0")
-    position, made = await run_batch(connection, None, 10_000)
+    await connection.execute("DELETE FROM search_documents")
+    await run_through(connection, 10_000)
+    assert await connection.fetchval("SELECT count(*) FROM search_documents") == 0
+
+
+async def run_through(connection: asyncpg.Connection, limit: int) -> int:
+    """The whole backfill; how many rows it saw."""
+    position, seen = await run_batch(connection, None, limit)
     while position is not None:
-        position, more = await run_batch(connection, position, 10_000)
-        made += more
-    assert made == 0
+        position, more = await run_batch(connection, position, limit)
+        seen += more
+    return seen
 
 
 async def in_sql(connection: asyncpg.Connection, text: str) -> list[str]:
