@@ -389,6 +389,28 @@ class Settings:
         "What those models cost, as `name=prompt/cached/completion,…` in millionths of your currency for a million "
         "tokens (see docs/usage.md). A model that is left out has no known price.",
     )
+    anthropic_api_key: str | None = _setting(
+        "ANTHROPIC_API_KEY", _text, None, "Key for Anthropic's Messages API.", secret=True
+    )
+    anthropic_base_url: str = _setting(
+        "ANTHROPIC_BASE_URL",
+        _url("http", "https"),
+        "https://api.anthropic.com",
+        "Any endpoint that speaks the Messages format, without `/v1/messages`.",
+        secret=True,
+    )
+    anthropic_models: tuple[str, ...] = _setting(
+        "ANTHROPIC_MODELS",
+        _names,
+        ("claude-haiku-5-5", "claude-sonnet-5-5"),
+        "Names of that endpoint's models to offer, separated by commas.",
+    )
+    anthropic_max_tokens: int = _setting(
+        "ANTHROPIC_MAX_TOKENS",
+        _integer(1, 1_000_000),
+        16_000,
+        "Most tokens of one answer by those models, without thinking; the format requires a limit.",
+    )
     provider_idle_seconds: float = _setting(
         "PROVIDER_IDLE_SECONDS",
         _seconds(0.1, 3_600),

@@ -86,13 +86,17 @@ class ProviderFailure(Exception):  # noqa: N818 - a failure of theirs, not an er
         code: what kind of failure, for programs.
         message: one sentence a user can act on; never vendor text, a key or an address.
         retry_after: seconds after which the provider said a retry makes sense, already capped.
+        passing: the provider put the request off (429, 5xx); the same one may well be answered in a moment.
     """
 
-    def __init__(self, code: FailureCode, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: FailureCode, message: str, *, retry_after: int | None = None, passing: bool = False
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.passing = passing
 
 
 ReasoningEffort: TypeAlias = Literal["LOW", "MEDIUM", "HIGH"]

@@ -69,7 +69,8 @@ class Deadlines:
 
     Attributes:
         connect_seconds: for a free place in the pool, DNS, TCP and TLS.
-        first_event_seconds: from the start of the request to the first event; for an answer in one piece, to its end.
+        first_event_seconds: from the start of the first request to the first event, retries and the pauses before them
+            included; for an answer in one piece, to its end.
         idle_seconds: from the moment an event was handled to the next one; keep-alive comments do not count.
         total_seconds: for the whole answer, the consumer's own pauses included.
         trailer_seconds: from the mark that the answer is whole to the end of the stream, for usage and the like. What
@@ -102,18 +103,28 @@ def make_client_session() -> aiohttp.ClientSession:
 
 
 class Exchange:
-    """One POST and the reading of its answer, under deadlines and a bound of bytes. Use it once; `close` it always."""
+    """One POST and the reading of its answer, under deadlines and a bound of bytes. Use it once; `close` it always.
+
+    Args:
+        started: when the first request for the same answer began, on the loop's clock; None: this is the first.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, deadlines: Deadlines, *, max_answer_bytes: int = DEFAULT_MAX_ANSWER_BYTES
+        self,
+        session: aiohttp.ClientSession,
+        deadlines: Deadlines,
+        *,
+        max_answer_bytes: int = DEFAULT_MAX_ANSWER_BYTES,
+        started: float | None = None,
     ) -> None:
         self._session = session
         self._deadlines = deadlines
         self._bytes_left = max_answer_bytes
         self._loop = asyncio.get_running_loop()
-        now = self._loop.time()
-        self._silent_until = now + deadlines.first_event_seconds
-        self._total_until = now + deadlines.total_seconds
+        if started is None:
+            started = self._loop.time()
+        self._silent_until = started + deadlines.first_event_seconds
+        self._total_until = started + deadlines.total_seconds
         self._allowed_silence: float | None = None
         self._posting: asyncio.Timeout | None = None
         self._response: aiohttp.ClientResponse | None = None
@@ -298,9 +309,9 @@ class Exchange:
         return self._protocol is not None and isinstance(self._protocol.exception(), aiohttp.ClientOSError)
 
 
-def failure(code: FailureCode, *, retry_after: int | None = None) -> ProviderFailure:
+def failure(code: FailureCode, *, retry_after: int | None = None, passing: bool = False) -> ProviderFailure:
     """A failure with the ordinary sentence of its code."""
-    return ProviderFailure(code, _SENTENCES[code], retry_after=retry_after)
+    return ProviderFailure(code, _SENTENCES[code], retry_after=retry_after, passing=passing)
 
 
 def failure_for_status(status: int, *, retry_after: int | None = None) -> ProviderFailure:
@@ -311,17 +322,17 @@ def failure_for_status(status: int, *, retry_after: int | None = None) -> Provid
         case 402:
             return ProviderFailure(FailureCode.PROVIDER_REJECTED_REQUEST, OUT_OF_CREDIT)
         case 408 | 504:
-            return failure(FailureCode.PROVIDER_TIMEOUT, retry_after=retry_after)
+            return failure(FailureCode.PROVIDER_TIMEOUT, retry_after=retry_after, passing=status == 504)
         case 413:
             return failure(FailureCode.CONTEXT_TOO_LONG)
         case 429:
-            return failure(FailureCode.RATE_LIMITED, retry_after=retry_after)
+            return failure(FailureCode.RATE_LIMITED, retry_after=retry_after, passing=True)
     if 300 <= status < 400:
         return ProviderFailure(FailureCode.PROVIDER_PROTOCOL, REDIRECTED)
     if 400 <= status < 500:
         return failure(FailureCode.PROVIDER_REJECTED_REQUEST)
     if 500 <= status < 600:
-        return failure(FailureCode.PROVIDER_UNAVAILABLE, retry_after=retry_after)
+        return failure(FailureCode.PROVIDER_UNAVAILABLE, retry_after=retry_after, passing=True)
     return failure(FailureCode.PROVIDER_PROTOCOL)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from urllib.parse import urlsplit
 
 import asyncpg
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from config import Settings, SettingsError
 from graph.context import Services
@@ -17,6 +17,7 @@ from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
 from models.prices import ModelPrices
+from providers.anthropic import AnthropicProvider
 from providers.base import Provider
 from providers.chat_completions import ChatCompletionsProvider
 from providers.http import Deadlines, make_client_session
@@ -242,30 +243,27 @@ class Server:
     async def _models(self) -> ModelRegistry:
         settings = self.settings
         models: list[tuple[ModelRecord, Provider]] = []
-        if settings.openai_api_key is not None or settings.openai_base_url != Settings.openai_base_url:
+        by_openai = settings.openai_api_key is not None or settings.openai_base_url != Settings.openai_base_url
+        by_anthropic = (
+            settings.anthropic_api_key is not None or settings.anthropic_base_url != Settings.anthropic_base_url
+        )
+        if by_openai or by_anthropic:
             session = make_client_session()
             self._stack.push_async_callback(session.close)
-            deadlines = Deadlines(
-                first_event_seconds=settings.provider_idle_seconds,
-                idle_seconds=settings.provider_idle_seconds,
-                total_seconds=settings.provider_total_seconds,
-            )
-            try:
-                adapter = ChatCompletionsProvider(
-                    session=session,
-                    base_url=settings.openai_base_url,
-                    api_key=settings.openai_api_key,
-                    deadlines=deadlines,
-                )
-            except ValueError as error:
-                raise SettingsError(f"OPENAI_BASE_URL or OPENAI_API_KEY: {error}") from error
-            self._stack.push_async_callback(adapter.close)
+        if by_openai:
+            chat_completions = self._chat_completions(session)
             prices = {name: ModelPrices(*of_one) for name, of_one in settings.openai_prices}
             if unknown := prices.keys() - set(settings.openai_models):
                 raise SettingsError(f"OPENAI_PRICES: {min(unknown)!r} is not among OPENAI_MODELS")
             models += [
-                (ModelRecord(name, name, "openai", name, prices.get(name)), adapter) for name in settings.openai_models
+                (ModelRecord(name, name, "openai", name, prices.get(name)), chat_completions)
+                for name in settings.openai_models
             ]
+        if by_anthropic:
+            anthropic = self._anthropic(session)
+            models += [(ModelRecord(name, name, "anthropic", name), anthropic) for name in settings.anthropic_models]
+        if by_openai and by_anthropic and (twice := {*settings.openai_models} & {*settings.anthropic_models}):
+            raise SettingsError(f"ANTHROPIC_MODELS: {min(twice)!r} is among OPENAI_MODELS too")
         scripts = dict(BUILT_IN_SCRIPTS) if settings.scripted_models else {}
         if settings.scripted_models_file is not None:
             try:
@@ -284,6 +282,41 @@ class Server:
         if settings.title_model is not None and registry.find(settings.title_model) is None:
             raise SettingsError(f"TITLE_MODEL: {settings.title_model!r} is not offered")
         return registry
+
+    def _chat_completions(self, session: ClientSession) -> Provider:
+        settings = self.settings
+        try:
+            adapter = ChatCompletionsProvider(
+                session=session,
+                base_url=settings.openai_base_url,
+                api_key=settings.openai_api_key,
+                deadlines=self._deadlines(),
+            )
+        except ValueError as error:
+            raise SettingsError(f"OPENAI_BASE_URL or OPENAI_API_KEY: {error}") from error
+        self._stack.push_async_callback(adapter.close)
+        return adapter
+
+    def _anthropic(self, session: ClientSession) -> Provider:
+        settings = self.settings
+        try:
+            adapter = AnthropicProvider(
+                session=session,
+                base_url=settings.anthropic_base_url,
+                api_key=settings.anthropic_api_key,
+                max_text_tokens=settings.anthropic_max_tokens,
+                deadlines=self._deadlines(),
+            )
+        except ValueError as error:
+            raise SettingsError(f"ANTHROPIC_BASE_URL or ANTHROPIC_API_KEY: {error}") from error
+        self._stack.push_async_callback(adapter.close)
+        return adapter
+
+    def _deadlines(self) -> Deadlines:
+        idle = self.settings.provider_idle_seconds
+        return Deadlines(
+            first_event_seconds=idle, idle_seconds=idle, total_seconds=self.settings.provider_total_seconds
+        )
 
     def _storage(self) -> Storage:
         settings = self.settings

@@ -1,17 +1,13 @@
 """What the chat-completions adapter makes of everything a vendor may send, over real sockets.
 
 Every test runs under two guards: whatever fails is checked for the key, the address and the vendor's words, and so is
-everything that was logged.
+everything that was logged (tests/adapters.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +26,6 @@ from providers.base import (
     PromptMessage,
     Provider,
     ProviderEvent,
-    ProviderFailure,
     ReasoningDelta,
     TextDelta,
     TokenUsage,
@@ -38,15 +33,29 @@ from providers.base import (
 )
 from providers.chat_completions import ChatCompletionsProvider
 from providers.http import Deadlines, make_client_session, retry_after_seconds
+from tests.adapters import (
+    AT_ONCE,
+    JSON,
+    KEY,
+    PATIENT,
+    PROMPTLY,
+    REQUEST,
+    SCRIPTS,
+    SOON,
+    VENDOR_TEXT,
+    Outcome,
+    endlessly,
+    fuzzed,
+    hung_up_after,
+    outcome_of,
+    silent_after,
+    stream_of,
+    whole,
+)
 from tests.vendor_server import Script, VendorServer, Wire
 
-KEY = "sk-canary-7f3a91c2"
-VENDOR_TEXT = "canary-words-of-the-vendor"
-REQUEST = GenerationRequest(model="small-1", messages=(PromptMessage("user", "Hello"),))
-PATIENT = Deadlines(connect_seconds=5, first_event_seconds=5, idle_seconds=5, total_seconds=10)
-SOON = 0.15  # a deadline that is meant to pass
-AT_LAST = 10.0  # by when every test has its outcome
-PROMPTLY = 1.0  # within which the vendor must see the connection closed
+pytestmark = pytest.mark.usefixtures("no_canary_in_logs")
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 DONE = b"data: [DONE]\n\n"
@@ -93,71 +102,6 @@ HELLO = [text("Hel"), text("lo"), finish(), DONE]
 HELLO_EVENTS: list[ProviderEvent] = [TextDelta("Hel"), TextDelta("lo"), Finish(FinishReason.STOP)]
 
 
-@dataclass
-class Outcome:
-    """How one stream ended, and what it gave before."""
-
-    events: list[ProviderEvent] = field(default_factory=list)
-    failure: ProviderFailure | None = None
-
-    @property
-    def code(self) -> FailureCode | None:
-        return self.failure.code if self.failure else None
-
-    @property
-    def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
-
-    @property
-    def finished(self) -> bool:
-        return any(isinstance(event, Finish) for event in self.events)
-
-
-def stream_of(*pieces: bytes) -> Script:
-    """A script that sends these pieces of an event stream and ends the body properly."""
-
-    async def script(wire: Wire) -> None:
-        await wire.head()
-        await wire.pieces(pieces)
-        await wire.end()
-
-    return script
-
-
-def hung_up_after(*pieces: bytes, framing: Any = "chunked") -> Script:
-    """A script that closes the connection behind these pieces without ending the body."""
-
-    async def script(wire: Wire) -> None:
-        await wire.head(framing=framing)
-        await wire.pieces(pieces)
-
-    return script
-
-
-def silent_after(*pieces: bytes) -> Script:
-    """A script that sends these pieces and then nothing more until the client leaves."""
-
-    async def script(wire: Wire) -> None:
-        await wire.head()
-        await wire.pieces(pieces)
-        await wire.gone()
-
-    return script
-
-
-def endlessly(piece: bytes, *before: bytes, pause: float = 0.0) -> Script:
-    """A script that repeats a piece until the client leaves."""
-
-    async def script(wire: Wire) -> None:
-        await wire.head()
-        await wire.pieces(before)
-        while True:
-            await wire.send(piece)
-            await asyncio.sleep(pause)
-
-    return script
-
-
 def refusal(status: int, error: Any = None, headers: dict[str, str] | None = None) -> Script:
     """A script that refuses, and echoes the key as careless gateways do."""
     body = {"error": {"message": f"{VENDOR_TEXT}: Bearer {KEY}", **(error or {})}}
@@ -169,56 +113,9 @@ def refusal(status: int, error: Any = None, headers: dict[str, str] | None = Non
     return script
 
 
-def whole(body: bytes, content_type: str = "application/json", headers: dict[str, str] | None = None) -> Script:
-    async def script(wire: Wire) -> None:
-        await wire.whole(200, body, content_type=content_type, headers=headers)
-
-    return script
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with make_client_session() as session:
-        yield session
-
-
-@pytest.fixture(autouse=True)
-def _no_canary_in_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.DEBUG)
-    yield
-    for record in caplog.get_records("call"):
-        written = logging.Formatter().format(record) + repr(record.__dict__)
-        assert KEY not in written
-        assert VENDOR_TEXT not in written
-
-
 def provider_for(session: aiohttp.ClientSession, base_url: str, **options: Any) -> ChatCompletionsProvider:
-    options = {"api_key": KEY, "deadlines": PATIENT, **options}
+    options = {"api_key": KEY, "deadlines": PATIENT, "retries": AT_ONCE, **options}
     return ChatCompletionsProvider(session=session, base_url=base_url, **options)
-
-
-async def outcome_of(events: AsyncGenerator[ProviderEvent, None]) -> Outcome:
-    outcome = Outcome()
-    try:
-        async with contextlib.aclosing(events), asyncio.timeout(AT_LAST):
-            async for event in events:
-                outcome.events.append(event)
-    except ProviderFailure as failure:
-        outcome.failure = failure
-        check_is_fit_for_users(failure)
-    return outcome
-
-
-def check_is_fit_for_users(failure: ProviderFailure) -> None:
-    """One sentence without the key, the vendor's words or an address, here and in every exception it brings along."""
-    assert failure.message.endswith(".")
-    assert failure.message.count(". ") == 0
-    error: BaseException | None = failure
-    while error is not None:
-        written = f"{error} {error!r} {error.args!r}"
-        for forbidden in (KEY, VENDOR_TEXT, "127.0.0.1", "http:"):
-            assert forbidden not in written
-        error = error.__cause__ or error.__context__
 
 
 async def ask(
@@ -714,8 +611,6 @@ async def test_a_vendor_who_never_closes_after_done_is_left(session: aiohttp.Cli
 
 # Characters and line ends
 
-SCRIPTS = "漢字かな 한글 👩‍👩‍👧‍👦 👍🏽 🇩🇪🇯🇵 é\u0302 Ω عربى\u200f"
-
 
 async def test_text_cut_at_any_byte_is_the_same_text(session: aiohttp.ClientSession) -> None:
     event = b'data: {"choices":[{"delta":{"content":"' + SCRIPTS.encode() + b'"}}]}\n\n'
@@ -818,18 +713,6 @@ async def test_a_careless_content_type_is_read_as_a_stream(
 async def test_an_odd_chunk_is_skipped(session: aiohttp.ClientSession, odd: Any) -> None:
     outcome = await ask(session, stream_of(text("Hel"), sse(odd), text("lo"), finish(), DONE))
     assert outcome == Outcome(HELLO_EVENTS)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
-    max_leaves=5,
-)
-
-
-def fuzzed(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Objects with some of these fields, some of them replaced by anything else."""
-    return st.fixed_dictionaries({}, optional={name: values | JSON for name, values in fields.items()}) | JSON
 
 
 FRAGMENTS = fuzzed(

@@ -82,7 +82,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 def test_every_test_that_the_promises_name_exists() -> None:
-    page = (ROOT / "docs/streaming.md").read_text()
+    page = (ROOT / "docs/streaming.md").read_text() + (ROOT / "docs/providers.md").read_text()
     names = re.findall(r"::(test_\w+)", page)
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert names
@@ -102,6 +102,12 @@ def test_the_page_of_operating_lists_every_backfill_as_the_command_does() -> Non
     page = (ROOT / "docs/operating.md").read_text()
     for backfill in BACKFILLS:
         assert f"| `{backfill.name}` | {backfill.description} |" in page
+
+
+def test_the_page_of_providers_lists_every_failure() -> None:
+    page = (ROOT / "docs/providers.md").read_text()
+    for name in FailureCode.__members__:
+        assert f"| `{name}`" in page, name
 
 
 def test_the_protocol_of_the_docs_is_the_servers() -> None:

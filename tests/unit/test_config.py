@@ -68,6 +68,10 @@ USABLE: dict[str, tuple[str, object]] = {
     "OPENAI_BASE_URL": ("http://127.0.0.1:1234/v1", "http://127.0.0.1:1234/v1"),
     "OPENAI_MODELS": (" one, two ,, ", ("one", "two")),
     "OPENAI_PRICES": ("a=1/0/3,b=4/5/6", (("a", (1, 0, 3)), ("b", (4, 5, 6)))),
+    "ANTHROPIC_API_KEY": ("sk-ant-1", "sk-ant-1"),
+    "ANTHROPIC_BASE_URL": ("http://127.0.0.1:1234", "http://127.0.0.1:1234"),
+    "ANTHROPIC_MODELS": ("one,two", ("one", "two")),
+    "ANTHROPIC_MAX_TOKENS": ("64000", 64_000),
     "PROVIDER_IDLE_SECONDS": ("3600", 3_600.0),
     "PROVIDER_TOTAL_SECONDS": ("1", 1.0),
     "SCRIPTED_MODELS": ("false", False),
@@ -137,6 +141,8 @@ UNUSABLE = [
         "a=1/2",
         "entries such as name=250000/25000/2000000 (prompt/cached/completion), separated by commas",
     ),
+    ("ANTHROPIC_BASE_URL", "api.anthropic.com", HTTP),
+    ("ANTHROPIC_MAX_TOKENS", "0", "a whole number from 1 to 1000000"),
     ("PROVIDER_IDLE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
     ("PROVIDER_TOTAL_SECONDS", "a day", "a number of seconds from 1 to 86400"),
     ("SCRIPTED_MODELS", "maybe", "true or false"),
@@ -160,6 +166,8 @@ FREE = {
     "S3_REGION",
     "S3_ACCESS_KEY_ID",
     "S3_SECRET_ACCESS_KEY",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_MODELS",
 }
 
 
@@ -234,6 +242,8 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
         "OPENAI_API_KEY": SECRET,
         "OPENAI_BASE_URL": f"https://me:{SECRET}@models.example/v1",
         "S3_SECRET_ACCESS_KEY": SECRET,
+        "ANTHROPIC_API_KEY": SECRET,
+        "ANTHROPIC_BASE_URL": f"https://me:{SECRET}@models.example",
     }
     settings = load(given)
     assert settings.database_url == given["DATABASE_URL"]
