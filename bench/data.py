@@ -26,15 +26,21 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from models.database import Database
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from server.progress import ProgressLine
 from services.messages import Messages
-from services.paging import PathPosition, ThreadPosition, page_request
+from services.paging import PathPosition, SearchPosition, ThreadPosition, page_request
+from services.search import Search, SearchFilter
 from services.seed import SeedPlan, seed
 from services.threads import Threads
+from services.usage import Usage
+from services.usage_window import Timeframe
 from services.viewer import Viewer
+from services.wakeups import Wakeups
+from streams.channel import BroadcastChannel, MemoryBackend
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -90,6 +96,9 @@ def calls(database: Database) -> list[NamedCall]:
     last = page_request(ThreadPosition.parse, None, None, 50, None)
     first_messages = page_request(PathPosition.parse, 50, None, None, None)
     last_messages = page_request(PathPosition.parse, None, None, 50, None)
+    search, hits = Search(database), page_request(SearchPosition.parse, 25, None, None, None)
+    usage = Usage(database, Wakeups(database, BroadcastChannel(MemoryBackend()), look_seconds=60))
+    utc, kathmandu = ZoneInfo("UTC"), ZoneInfo("Asia/Kathmandu")
     return [
         NamedCall("thread list", lambda at, word: threads.page(at.viewer, first)),
         NamedCall("thread list, from its end", lambda at, word: threads.page(at.viewer, last)),
@@ -97,6 +106,11 @@ def calls(database: Database) -> list[NamedCall]:
         NamedCall(
             "message page, from its end", lambda at, word: messages.pages(at.viewer, [at.thread_id], last_messages)
         ),
+        NamedCall("search: a word", lambda at, word: search.page(at.viewer, f'"{word}"', hits, SearchFilter())),
+        NamedCall("search: a beginning", lambda at, word: search.page(at.viewer, word[:3], hits, SearchFilter())),
+        NamedCall("search: misspelt", lambda at, word: search.page(at.viewer, f"{word}x the", hits, SearchFilter())),
+        NamedCall("usage: 24 hours", lambda at, word: usage.report(at.viewer, Timeframe.DAY, utc)),
+        NamedCall("usage: 30 days", lambda at, word: usage.report(at.viewer, Timeframe.MONTH, kathmandu)),
     ]
 
 
