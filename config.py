@@ -76,18 +76,11 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-def _prices(value: str) -> tuple[tuple[str, tuple[int, int, int]], ...]:
-    return tuple(map(_price, _names(value)))
-
-
-_PRICE = re.compile(r"(.+)=([0-9]{1,12})/([0-9]{1,12})/([0-9]{1,12})", re.ASCII)
-
-
-def _price(text: str) -> tuple[str, tuple[int, int, int]]:
-    match = _PRICE.fullmatch(text)
-    if match is None:
-        raise ValueError("entries such as name=250000/25000/2000000 (prompt/cached/completion), separated by commas")
-    return match[1].strip(), (int(match[2]), int(match[3]), int(match[4]))
+def _keys(value: str) -> tuple[tuple[str, str], ...]:
+    pairs = [entry.partition("=") for entry in _names(value)]
+    if not all(name.strip() and key.strip() for name, _, key in pairs):
+        raise ValueError("entries such as provider=key, separated by commas")
+    return tuple((name.strip(), key.strip()) for name, _, key in pairs)
 
 
 def _path(value: str) -> Path:
@@ -361,55 +354,69 @@ class Settings:
     )
 
     default_model: str | None = _setting(
-        "DEFAULT_MODEL", _text, None, "Id of the model for turns that name none. Unset: the first one of `models`."
+        "DEFAULT_MODEL",
+        _text,
+        None,
+        "Id of the model for turns that name none. Unset: the first one its user can use.",
     )
     title_model: str | None = _setting(
         "TITLE_MODEL", _text, None, "Id of the model that titles new threads. Unset: the first question is the title."
     )
-    openai_api_key: str | None = _setting(
-        "OPENAI_API_KEY", _text, None, "Key for the chat-completions endpoint.", secret=True
+    models_file: Path | None = _setting(
+        "MODELS_FILE",
+        _path,
+        None,
+        "A TOML file of models and providers that adds to the server's own and changes them (see docs/models.md).",
     )
-    openai_base_url: str = _setting(
+    openai_api_key: str | None = _setting(
+        "OPENAI_API_KEY", _text, None, "The operator's key for OpenAI: its models are everybody's.", secret=True
+    )
+    openai_base_url: str | None = _setting(
         "OPENAI_BASE_URL",
         _url("http", "https"),
-        "https://api.openai.com/v1",
-        "Any endpoint that speaks the chat-completions format.",
+        None,
+        "Another endpoint that speaks the chat-completions format, in OpenAI's place; it may want no key.",
         secret=True,
     )
     openai_models: tuple[str, ...] = _setting(
         "OPENAI_MODELS",
         _names,
-        ("gpt-5-mini", "gpt-5"),
-        "Names of the endpoint's models to offer, separated by commas.",
-    )
-    openai_prices: tuple[tuple[str, tuple[int, int, int]], ...] = _setting(
-        "OPENAI_PRICES",
-        _prices,
         (),
-        "What those models cost, as `name=prompt/cached/completion,…` in millionths of your currency for a million "
-        "tokens (see docs/usage.md). A model that is left out has no known price.",
+        "Names of that endpoint's models to offer, separated by commas. Unset: those of the file of models.",
     )
     anthropic_api_key: str | None = _setting(
-        "ANTHROPIC_API_KEY", _text, None, "Key for Anthropic's Messages API.", secret=True
+        "ANTHROPIC_API_KEY", _text, None, "The operator's key for Anthropic's Messages API.", secret=True
     )
-    anthropic_base_url: str = _setting(
+    anthropic_base_url: str | None = _setting(
         "ANTHROPIC_BASE_URL",
         _url("http", "https"),
-        "https://api.anthropic.com",
-        "Any endpoint that speaks the Messages format, without `/v1/messages`.",
+        None,
+        "Another endpoint that speaks the Messages format, without `/v1/messages`; it may want no key.",
         secret=True,
     )
     anthropic_models: tuple[str, ...] = _setting(
         "ANTHROPIC_MODELS",
         _names,
-        ("claude-haiku-5-5", "claude-sonnet-5-5"),
-        "Names of that endpoint's models to offer, separated by commas.",
+        (),
+        "Names of that endpoint's models to offer, separated by commas. Unset: those of the file of models.",
     )
     anthropic_max_tokens: int = _setting(
         "ANTHROPIC_MAX_TOKENS",
         _integer(1, 1_000_000),
         16_000,
         "Most tokens of one answer by those models, without thinking; the format requires a limit.",
+    )
+    google_api_key: str | None = _setting("GOOGLE_API_KEY", _text, None, "The operator's key for Gemini.", secret=True)
+    groq_api_key: str | None = _setting("GROQ_API_KEY", _text, None, "The operator's key for Groq.", secret=True)
+    openrouter_api_key: str | None = _setting(
+        "OPENROUTER_API_KEY", _text, None, "The operator's key for OpenRouter.", secret=True
+    )
+    provider_api_keys: tuple[tuple[str, str], ...] = _setting(
+        "PROVIDER_API_KEYS",
+        _keys,
+        (),
+        "The operator's keys for providers of `MODELS_FILE`, as `provider=key,…`.",
+        secret=True,
     )
     provider_idle_seconds: float = _setting(
         "PROVIDER_IDLE_SECONDS",

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 from strawberry.types import Info as StrawberryInfo
 
 from graph.loaders import Loaders
-from providers.registry import ModelRegistry
 from services.accounts import Accounts
 from services.attachments import Attachments
 from services.changes import Changes
@@ -20,6 +19,7 @@ from services.forks import Forks
 from services.identity import Identities
 from services.message_stream import MessageStream
 from services.messages import Messages
+from services.models import Models
 from services.projects import Projects
 from services.search import Search
 from services.settings import UserSettings
@@ -42,7 +42,7 @@ class Services:
     messages: Messages
     turns: Turns
     message_stream: MessageStream
-    models: ModelRegistry
+    models: Models
     projects: Projects
     settings: UserSettings
     forks: Forks
@@ -101,6 +101,7 @@ class Context:
             sharing=services.sharing,
             usage=services.usage,
             attachments=services.attachments,
+            models=services.models,
         )
 
 

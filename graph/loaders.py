@@ -12,8 +12,10 @@ from uuid import UUID
 from strawberry.dataloader import DataLoader
 
 from models.records import AttachmentRecord, MessageRecord, ProjectRecord, ShareRecord, ThreadRecord
+from providers.registry import ModelRecord
 from services.attachments import Attachments
 from services.messages import Messages
+from services.models import Models
 from services.paging import Page, PageRequest, PathPosition, ThreadPosition
 from services.projects import Projects
 from services.sharing import Sharing
@@ -37,6 +39,7 @@ class Loaders:
         sharing: Sharing,
         usage: Usage,
         attachments: Attachments,
+        models: Models,
     ) -> None:
         self._viewer = viewer
         self._threads = threads
@@ -45,6 +48,7 @@ class Loaders:
         self._sharing = sharing
         self._usage = usage
         self._attachments = attachments
+        self._models = models
         self._thread_pages: dict[PageRequest[ThreadPosition], DataLoader[UUID, Page[ThreadRecord]]] = {}
         self._pages: dict[PageRequest[PathPosition], DataLoader[UUID, Page[MessageRecord]]] = {}
         self.thread: DataLoader[UUID, ThreadRecord | None] = DataLoader(self._load_threads, cache=False)
@@ -57,6 +61,7 @@ class Loaders:
         )
         self.shares: DataLoader[UUID, list[ShareRecord]] = DataLoader(self._load_shares, cache=False)
         self.thread_usage: DataLoader[UUID, TokenTotals] = DataLoader(self._load_thread_usage, cache=False)
+        self.own_models: DataLoader[str, ModelRecord | None] = DataLoader(self._load_own_models, cache=False)
         self.answer_cost: DataLoader[UUID, int | None] = DataLoader(self._load_answer_costs, cache=False)
 
     def messages_page(self, request: PageRequest[PathPosition]) -> DataLoader[UUID, Page[MessageRecord]]:
@@ -85,6 +90,11 @@ class Loaders:
 
             loader = self._thread_pages[request] = DataLoader(load, cache=False)
         return loader
+
+    async def _load_own_models(self, ids: list[str]) -> list[ModelRecord | None]:
+        unique = _unique(ids)
+        found = dict(zip(unique, await self._models.describe_many(self._viewer, unique), strict=True))
+        return [found[model_id] for model_id in ids]
 
     async def _load_projects(self, ids: list[UUID]) -> list[ProjectRecord | None]:
         wanted = _unique(ids)

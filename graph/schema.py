@@ -36,6 +36,7 @@ _ERROR_CODES = {
     "CONFLICT": "The idempotency key was used with other input.",
     "THREAD_BUSY": "An answer is being written in the thread.",
     "MODEL_UNAVAILABLE": "No such model is offered.",
+    "PROVIDER_KEY_MISSING": "The model is known, but no key leads you to it: add one of yours, or enter it again.",
     "BUDGET_EXCEEDED": "The operator's budget for a user leaves no room for an answer; `resetsAt` (RFC 3339) says when "
     "it is renewed, `retryAfter` in how many seconds.",
     "CURSOR_INVALID": "Not a cursor of this list or of a message stream.",

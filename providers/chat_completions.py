@@ -13,7 +13,7 @@ What an event costs is measured by `python -m bench.adapters`; docs/providers.md
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import aiohttp
 
@@ -28,13 +28,12 @@ from providers.base import (
     TokenUsage,
     ToolCall,
 )
+from providers.catalog import OutputLimitField
 from providers.errors import stream_failure
 from providers.event_stream import Answer, EventStreamProvider, Retries, checked_base_url, checked_key
 from providers.http import DEFAULT_MAX_ANSWER_BYTES, Deadlines, failure
 from providers.payload import NOT_JSON, parse_json, text_of, token_count, tool_arguments
 from providers.sse import DEFAULT_MAX_EVENT_BYTES, ServerSentEvent
-
-OutputLimitField: TypeAlias = Literal["max_completion_tokens", "max_tokens"]
 
 _DONE = b"[DONE]"
 _MAX_TOOL_CALLS = 256

@@ -13,8 +13,9 @@ class ModelQuery:
     """Queries."""
 
     @strawberry.field(
-        description="The models this viewer can ask. Turns that name none ask the first, unless the operator chose."
+        description="The models this viewer can ask, each through the first of these: a key of the viewer's own for a "
+        "provider that has it, their key for OpenRouter, a key of the operator's. The viewer's own models come first; "
+        "turns that name none ask the first of the others, unless somebody chose another."
     )
-    def models(self, info: Info) -> list[Model]:
-        assert info.context.viewer
-        return [Model.of(record) for record in info.context.services.models.models]
+    async def models(self, info: Info) -> list[Model]:
+        return [Model.of(record) for record in await info.context.services.models.available(info.context.viewer)]

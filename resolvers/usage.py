@@ -9,9 +9,11 @@ from zoneinfo import ZoneInfo
 
 import strawberry
 
-from graph.context import Info
+from graph.context import Info, Services
 from graph.types.usage import UsageReport, UsageTimeframe
+from services import usage as services_usage
 from services.usage_window import Timeframe, known_zone
+from services.viewer import Viewer
 
 TimeframeArgument = Annotated[UsageTimeframe, strawberry.argument(description="How long it reaches back.")]
 TimezoneArgument = Annotated[
@@ -36,7 +38,7 @@ class UsageQuery:
     async def usage(self, info: Info, timeframe: TimeframeArgument, timezone: TimezoneArgument = "UTC") -> UsageReport:
         viewer, services = info.context.viewer, info.context.services
         report = await services.usage.report(viewer, _TIMEFRAMES[timeframe], _zone(timezone))
-        return UsageReport.of(report, services.models)
+        return await _report(services, viewer, report)
 
 
 @strawberry.type
@@ -54,7 +56,13 @@ class UsageSubscription:
         zone = _zone(timezone)
         async with aclosing(services.usage.follow(viewer, _TIMEFRAMES[timeframe], zone)) as reports:
             async for report in reports:
-                yield UsageReport.of(report, services.models)
+                yield await _report(services, viewer, report)
+
+
+async def _report(services: Services, viewer: Viewer, report: services_usage.UsageReport) -> UsageReport:
+    ids = list(report.by_model)
+    records = await services.models.describe_many(viewer, ids)
+    return UsageReport.of(report, {key: record for key, record in zip(ids, records, strict=True) if record})
 
 
 def _zone(key: str | None) -> ZoneInfo:

@@ -7,21 +7,21 @@ import logging
 from contextlib import AsyncExitStack
 from functools import cached_property
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import asyncpg
-from aiohttp import ClientSession, web
+from aiohttp import web
 
 from config import Settings, SettingsError
 from graph.context import Services
 from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
-from models.prices import ModelPrices
-from providers.anthropic import AnthropicProvider
 from providers.base import Provider
-from providers.chat_completions import ChatCompletionsProvider
+from providers.catalog import Catalog, CatalogError, load_catalog
+from providers.endpoints import Endpoints
 from providers.http import Deadlines, make_client_session
-from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
+from providers.registry import NOTHING_OWN, ModelRecord, ModelRegistry, OwnAccess, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.account_files import AccountFiles
 from server.app import Application
@@ -42,6 +42,7 @@ from services.imports import Imports
 from services.keys import KeySet
 from services.message_stream import MessageStream
 from services.messages import Messages
+from services.models import Models
 from services.projects import Projects
 from services.search import Search
 from services.settings import UserSettings
@@ -69,6 +70,7 @@ _LOOK_SECONDS = 2.0
 _SWEEP_SECONDS = 30.0
 _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
+_VENDORS = ("openai", "anthropic", "google", "groq", "openrouter")
 
 
 class Server:
@@ -142,13 +144,14 @@ class Server:
         await self.generations.listen()
         self.accounts = Accounts(self.database, self.generations)
         stack.push_async_callback(self.accounts.close)
-        models = await self._models()
+        registry = await self._registry()
+        models = self.models = Models(self.database, registry, self._read_own)
         reaper = Reaper(
             self.database,
             living=lambda: [buffer.message_id for buffer in self.hub],
             every_seconds=_REAP_SECONDS,
             lease_seconds=settings.lease_seconds,
-            prices_of=models.prices_of,
+            prices_of=registry.prices_of,
             used=self.wakeups.ring,
         )
         # Nobody else can be alive on this database: what is live in it was lost with the process before.
@@ -240,30 +243,10 @@ class Server:
             ) as error:
                 log.warning("the database is out of reach: %s", type(error).__name__)
 
-    async def _models(self) -> ModelRegistry:
+    async def _registry(self) -> ModelRegistry:
         settings = self.settings
-        models: list[tuple[ModelRecord, Provider]] = []
-        by_openai = settings.openai_api_key is not None or settings.openai_base_url != Settings.openai_base_url
-        by_anthropic = (
-            settings.anthropic_api_key is not None or settings.anthropic_base_url != Settings.anthropic_base_url
-        )
-        if by_openai or by_anthropic:
-            session = make_client_session()
-            self._stack.push_async_callback(session.close)
-        if by_openai:
-            chat_completions = self._chat_completions(session)
-            prices = {name: ModelPrices(*of_one) for name, of_one in settings.openai_prices}
-            if unknown := prices.keys() - set(settings.openai_models):
-                raise SettingsError(f"OPENAI_PRICES: {min(unknown)!r} is not among OPENAI_MODELS")
-            models += [
-                (ModelRecord(name, name, "openai", name, prices.get(name)), chat_completions)
-                for name in settings.openai_models
-            ]
-        if by_anthropic:
-            anthropic = self._anthropic(session)
-            models += [(ModelRecord(name, name, "anthropic", name), anthropic) for name in settings.anthropic_models]
-        if by_openai and by_anthropic and (twice := {*settings.openai_models} & {*settings.anthropic_models}):
-            raise SettingsError(f"ANTHROPIC_MODELS: {min(twice)!r} is among OPENAI_MODELS too")
+        catalog = await asyncio.to_thread(self._catalog)
+        endpoints = self._endpoints()
         scripts = dict(BUILT_IN_SCRIPTS) if settings.scripted_models else {}
         if settings.scripted_models_file is not None:
             try:
@@ -271,46 +254,73 @@ class Server:
             except ScriptError as error:
                 raise SettingsError(f"SCRIPTED_MODELS_FILE: {error}") from error
         scripted = ScriptedProvider(scripts)
-        models += [
+        fixed: list[tuple[ModelRecord, Provider]] = [
             (ModelRecord(name, name, "scripted", name, script.prices), scripted) for name, script in scripts.items()
         ]
-        models += self._more_models
         try:
-            registry = ModelRegistry(models, default=settings.default_model)
+            registry = ModelRegistry(
+                catalog,
+                operators=self._operators(catalog, endpoints),
+                connect=endpoints.connect,
+                fixed=fixed + self._more_models,
+                default=settings.default_model,
+            )
         except UnknownModelError as error:
             raise SettingsError(f"DEFAULT_MODEL: {settings.default_model!r} is not offered") from error
         if settings.title_model is not None and registry.find(settings.title_model) is None:
             raise SettingsError(f"TITLE_MODEL: {settings.title_model!r} is not offered")
         return registry
 
-    def _chat_completions(self, session: ClientSession) -> Provider:
+    def _catalog(self) -> Catalog:
         settings = self.settings
         try:
-            adapter = ChatCompletionsProvider(
-                session=session,
-                base_url=settings.openai_base_url,
-                api_key=settings.openai_api_key,
-                deadlines=self._deadlines(),
-            )
-        except ValueError as error:
-            raise SettingsError(f"OPENAI_BASE_URL or OPENAI_API_KEY: {error}") from error
-        self._stack.push_async_callback(adapter.close)
-        return adapter
+            catalog = load_catalog(settings.models_file)
+        except CatalogError as error:
+            raise SettingsError(f"MODELS_FILE: {error}") from error
+        for provider, base_url in (("openai", settings.openai_base_url), ("anthropic", settings.anthropic_base_url)):
+            if base_url is not None:
+                catalog = catalog.with_base_url(provider, base_url)
+        for provider, names in (("openai", settings.openai_models), ("anthropic", settings.anthropic_models)):
+            try:
+                catalog = catalog.with_only(provider, names) if names else catalog
+            except CatalogError as error:
+                raise SettingsError(f"{provider.upper()}_MODELS: {error}") from error
+        return catalog
 
-    def _anthropic(self, session: ClientSession) -> Provider:
+    def _operators(self, catalog: Catalog, endpoints: Endpoints) -> dict[str, Provider]:
+        """What everybody can use: the providers that the operator has a key for, or that want none."""
         settings = self.settings
-        try:
-            adapter = AnthropicProvider(
-                session=session,
-                base_url=settings.anthropic_base_url,
-                api_key=settings.anthropic_api_key,
-                max_text_tokens=settings.anthropic_max_tokens,
-                deadlines=self._deadlines(),
-            )
-        except ValueError as error:
-            raise SettingsError(f"ANTHROPIC_BASE_URL or ANTHROPIC_API_KEY: {error}") from error
-        self._stack.push_async_callback(adapter.close)
-        return adapter
+        keys: dict[str, str | None] = {
+            name: None for name, endpoint in catalog.providers.items() if not endpoint.needs_key
+        }
+        given = dict(settings.provider_api_keys)
+        if unknown := given.keys() - catalog.providers.keys():
+            raise SettingsError(f"PROVIDER_API_KEYS: there is no provider {min(unknown)!r}")
+        keys |= given
+        own = {name: getattr(settings, f"{name}_api_key") for name in _VENDORS}
+        keys |= {name: key for name, key in own.items() if key is not None}
+        operators: dict[str, Provider] = {}
+        for name, key in keys.items():
+            try:
+                operators[name] = endpoints.connect(catalog.providers[name], key)
+            except ValueError as error:
+                source = f"{name.upper()}_BASE_URL or {name.upper()}_API_KEY" if name in _VENDORS else "MODELS_FILE"
+                raise SettingsError(f"{source}: {error}") from error
+            self._stack.push_async_callback(operators[name].close)
+        return operators
+
+    def _endpoints(self) -> Endpoints:
+        session = make_client_session()
+        self._stack.push_async_callback(session.close)
+        return Endpoints(
+            session,
+            session,
+            deadlines=self._deadlines(),
+            anthropic_max_tokens=self.settings.anthropic_max_tokens,
+        )
+
+    async def _read_own(self, connection: object, owner_id: UUID) -> OwnAccess:
+        return NOTHING_OWN
 
     def _deadlines(self) -> Deadlines:
         idle = self.settings.provider_idle_seconds
@@ -352,7 +362,7 @@ class Server:
         return f"http://localhost:{port}" if host in ("0.0.0.0", "[::]") else self.address  # noqa: S104
 
     def _services(
-        self, models: ModelRegistry, titles: Titles, trusted: list[Issuer], attachments: Attachments, storage: Storage
+        self, models: Models, titles: Titles, trusted: list[Issuer], attachments: Attachments, storage: Storage
     ) -> Services:
         settings = self.settings
         sessions = Sessions(

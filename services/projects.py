@@ -12,9 +12,9 @@ import asyncpg
 from models.database import Database
 from models.ids import new_id
 from models.records import PROJECT_COLUMNS, ProjectRecord
-from providers.registry import ModelRegistry
-from services.errors import BadUserInputError, ModelUnavailableError, NotFoundError, UnauthenticatedError
+from services.errors import BadUserInputError, NotFoundError, UnauthenticatedError
 from services.input import checked_line, checked_text, escaped_like
+from services.models import Models
 from services.paging import FIRST_ID, LAST_ID, AgePosition, Page, PageRequest
 from services.viewer import Viewer
 
@@ -81,9 +81,7 @@ class Projects:
         end_live: ends the answer that is being written in a thread, waiting for its end (see `Generations`).
     """
 
-    def __init__(
-        self, database: Database, models: ModelRegistry, *, end_live: Callable[[UUID], Awaitable[None]]
-    ) -> None:
+    def __init__(self, database: Database, models: Models, *, end_live: Callable[[UUID], Awaitable[None]]) -> None:
         self._database = database
         self._models = models
         self._end_live = end_live
@@ -129,7 +127,7 @@ class Projects:
             BadUserInputError: a value cannot be accepted.
             ModelUnavailableError: the default model is not offered.
         """
-        checked = self._checked(values, set(_VALUES))
+        checked = await self._checked(viewer, values, set(_VALUES))
         try:
             async with self._database.acquire() as connection:
                 row = await connection.fetchrow(_ADD, new_id(), viewer.id, *(checked[name] for name in _VALUES))
@@ -146,7 +144,7 @@ class Projects:
         Raises:
             as `create`; NotFoundError: no such project of the viewer's.
         """
-        checked = self._checked(values, given)
+        checked = await self._checked(viewer, values, given)
         assignments = [f"{name} = ${place}" for place, name in enumerate(checked, 3)]
         return await self._change(viewer, project_id, assignments, list(checked.values()))
 
@@ -190,7 +188,7 @@ class Projects:
         rows = await connection.fetch(_THREADS_LEFT, project_id, viewer.id, _DELETED_AT_ONCE)
         return [row["id"] for row in rows]
 
-    def _checked(self, values: ProjectValues, given: set[str]) -> dict[str, str | None]:
+    async def _checked(self, viewer: Viewer, values: ProjectValues, given: set[str]) -> dict[str, str | None]:
         checked: dict[str, str | None] = {}
         if "name" in given:
             if values.name is None:
@@ -206,8 +204,7 @@ class Projects:
         if "color" in given:
             checked["color"] = values.color
         if "default_model" in given:
-            if values.default_model is not None and self._models.find(values.default_model) is None:
-                raise ModelUnavailableError(field="defaultModelId")
+            await self._models.check(viewer, values.default_model, field="defaultModelId")
             checked["default_model"] = values.default_model
         return checked
 

@@ -10,8 +10,8 @@ import asyncpg
 
 from models.database import Database
 from models.ids import new_id
-from providers.registry import ModelRegistry
-from services.errors import ModelUnavailableError, UnauthenticatedError
+from services.errors import UnauthenticatedError
+from services.models import Models
 from services.viewer import Viewer
 
 _FIND = "SELECT default_model FROM settings WHERE owner_id = $1"
@@ -40,7 +40,7 @@ class SettingsRecord:
 class UserSettings:
     """The viewer's settings."""
 
-    def __init__(self, database: Database, models: ModelRegistry) -> None:
+    def __init__(self, database: Database, models: Models) -> None:
         self._database = database
         self._models = models
 
@@ -60,8 +60,8 @@ class UserSettings:
             ModelUnavailableError: the default model is not offered.
         """
         wanted = values.default_model
-        if "default_model" in given and wanted is not None and self._models.find(wanted) is None:
-            raise ModelUnavailableError(field="defaultModelId")
+        if "default_model" in given:
+            await self._models.check(viewer, wanted, field="defaultModelId")
         try:
             async with self._database.acquire() as connection:
                 row = await connection.fetchrow(_CHANGE, new_id(), viewer.id, wanted, sorted(given))

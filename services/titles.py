@@ -12,8 +12,9 @@ from models.ids import new_id
 from models.records import MessageTokens
 from models.text import clean
 from providers.base import Finish, GenerationRequest, PromptMessage, TextDelta, TokenUsage
-from providers.registry import ModelRegistry
+from services.errors import CallerError
 from services.generation import reported_tokens
+from services.models import Models
 from services.viewer import Viewer
 from services.wakeups import Wakeups
 from streams.tokens import estimate_tokens
@@ -71,7 +72,7 @@ class Titles:
         model_id: the model to ask; None leaves titles as they were made from the text.
     """
 
-    def __init__(self, database: Database, models: ModelRegistry, wakeups: Wakeups, model_id: str | None) -> None:
+    def __init__(self, database: Database, models: Models, wakeups: Wakeups, model_id: str | None) -> None:
         self._database = database
         self._models = models
         self._wakeups = wakeups
@@ -95,7 +96,8 @@ class Titles:
     async def _title(self, viewer: Viewer, thread_id: UUID, message_id: UUID, question: str) -> None:
         try:
             async with asyncio.timeout(_DEADLINE_SECONDS):
-                model, provider = self._models.resolve(self._model_id)
+                async with self._database.acquire() as connection:
+                    model, provider = await self._models.resolve(connection, viewer, self._model_id)
                 prompt = _INSTRUCTION + question[:_QUESTION_CHARS]
                 request = GenerationRequest(model.vendor_name, (PromptMessage("user", prompt),))
                 said, usage = "", None
@@ -127,5 +129,7 @@ class Titles:
                         prices.cost_micros(tokens) if prices else None,
                     )
                 await self._wakeups.ring(viewer.id)
+        except CallerError:
+            log.debug("no key leads this user to the model of titles")
         except Exception as error:
             log.warning("a title could not be made: %s", type(error).__name__)

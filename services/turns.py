@@ -24,13 +24,13 @@ from models.ids import new_id
 from models.parts import FilePart, TextPart, parts_from_json, parts_to_json
 from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord
 from providers.base import GenerationRequest, Provider, ReasoningEffort
-from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
+from providers.catalog import Ability
+from providers.registry import ModelRecord
 from services.attachments import link_attachments, take_attachments
 from services.budgets import Budgets, Reservation
 from services.errors import (
     BadUserInputError,
     ConflictError,
-    ModelUnavailableError,
     NotFoundError,
     ThreadBusyError,
     UnauthenticatedError,
@@ -40,6 +40,7 @@ from services.generation import Generations
 from services.history import estimate_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
+from services.models import Models
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
 from storage.base import Storage
@@ -179,7 +180,7 @@ class Turns:
         hub: Hub,
         leases: LeaseKeeper,
         generations: Generations,
-        models: ModelRegistry,
+        models: Models,
         titles: Titles,
         budgets: Budgets,
         *,
@@ -215,6 +216,7 @@ class Turns:
         Raises:
             BadUserInputError: the text or the key cannot be accepted.
             ModelUnavailableError: the model is not offered.
+            ProviderKeyMissingError: it is, but no key leads the viewer to it.
             NotFoundError: no such thread, project or attachment of the viewer's.
             ThreadBusyError: an answer is being written in the thread.
             ConflictError: the key was used for something else.
@@ -319,13 +321,10 @@ class Turns:
         if self._generations.draining:
             raise UnavailableError("The server is shutting down; try again.")
         model_id = request.model_id
-        if model_id is None:
-            async with self._database.acquire() as connection:
+        async with self._database.acquire() as connection:
+            if model_id is None:
                 model_id = await connection.fetchval(_CHOSEN_MODEL, viewer.id, thread_id, project_id)
-        try:
-            model, provider = self._models.resolve(model_id)
-        except UnknownModelError as error:
-            raise ModelUnavailableError from error
+            model, provider = await self._models.resolve(connection, viewer, model_id)
         asked = orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])
         return _NewTurn(viewer, request, sha256(asked).digest(), thread_id, user_message_id, new_id(), model, provider)
 
@@ -421,6 +420,10 @@ class Turns:
         return Turn(written.thread, by_id[new.user_message_id], by_id[new.answer_id])
 
     def _start(self, new: _NewTurn, buffer: Any, reservation: Reservation) -> None:
+        # Left out where the model knows none: vendors refuse what they do not know.
+        knows_effort = new.model.can(Ability.EFFORT, unless_known=True)
+        effort = new.request.reasoning_effort if knows_effort else None
+
         async def request() -> GenerationRequest:
             messages = await history(
                 self._database, self._storage, new.user_message_id, max_chars=self._max_history_chars
@@ -428,7 +431,7 @@ class Turns:
             return GenerationRequest(
                 new.model.vendor_name,
                 messages,
-                new.request.reasoning_effort,
+                effort,
                 max_output_tokens=reservation.answer_tokens,
             )
 

@@ -272,7 +272,7 @@ class Message(Node):
 
     @strawberry.field(description="The model that wrote it; null for a user's message.")
     def model(self, info: Info) -> Model | None:
-        return model_of(info.context.services.models, self.record.model)
+        return model_of(info, self.record.model)
 
     @strawberry.field(
         description="What it consumed; null for a user's message, while it is STREAMING, and in a copy of a share."

@@ -75,7 +75,7 @@ class Project(Node):
 
     @strawberry.field(description="The model of turns in it that name none; null: the viewer's default.")
     def default_model(self, info: Info) -> Model | None:
-        return model_of(info.context.services.models, self.record.default_model)
+        return model_of(info, self.record.default_model)
 
     @strawberry.field(description="Its threads, neither archived nor temporary: pinned first, then by last activity.")
     async def threads(

@@ -19,7 +19,7 @@ class Settings:
         description="The model of turns that name none and whose project names none; null: the server's default."
     )
     def default_model(self, info: Info) -> Model | None:
-        return model_of(info.context.services.models, self.record.default_model)
+        return model_of(info, self.record.default_model)
 
 
 @strawberry.input(description="Choices to make. A field that is left out stays as it is; null takes a choice back.")

@@ -24,7 +24,7 @@ from graph.types.message import (
     TextPart,
     ToolPart,
 )
-from graph.types.model import Model, model_of
+from graph.types.model import Model, shared_model_of
 from graph.types.thread import Thread
 from models import parts as stored_parts
 from models.records import SharedMessageRecord, SharedThreadRecord
@@ -82,7 +82,7 @@ class SharedMessage:
 
     @strawberry.field(description="The model that wrote it; null for a user's message.")
     def model(self, info: Info) -> Model | None:
-        return model_of(info.context.services.models, self.record.model)
+        return shared_model_of(info, self.record.model)
 
 
 def _part_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
 from itertools import pairwise
@@ -9,7 +10,8 @@ from itertools import pairwise
 import strawberry
 
 from graph.scalars import BigInt
-from providers.registry import ModelRegistry
+from graph.types.model import gone_name
+from providers.registry import ModelRecord
 from services import usage as services
 
 
@@ -100,8 +102,12 @@ class UsageReport:
     )
 
     @classmethod
-    def of(cls, report: services.UsageReport, models: ModelRegistry) -> UsageReport:
-        """From a report."""
+    def of(cls, report: services.UsageReport, records: Mapping[str, ModelRecord]) -> UsageReport:
+        """From a report.
+
+        Args:
+            records: the models in it that are known, by id.
+        """
         return cls(
             timeframe=_TIMEFRAMES[report.window.timeframe.value],
             begins_at=report.window.begins_at,
@@ -110,7 +116,7 @@ class UsageReport:
             by_model=[
                 ModelUsage(
                     id=strawberry.ID(model_id),
-                    name=record.name if (record := models.find(model_id)) else model_id,
+                    name=records[model_id].name if model_id in records else gone_name(model_id),
                     totals=TokenTotals.of(totals),
                 )
                 for model_id, totals in report.by_model.items()

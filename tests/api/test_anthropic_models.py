@@ -202,7 +202,7 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"anthropic_base_url": "http://127.0.0.1:1/?x=1"}, "ANTHROPIC_BASE_URL"),
     (
         {"anthropic_api_key": "a", "openai_api_key": "b", "openai_models": ("x",), "anthropic_models": ("y", "x")},
-        "'x' is among OPENAI_MODELS",
+        "ANTHROPIC_MODELS: 'x' is the id of a model of openai",
     ),
 ]
 

@@ -181,6 +181,7 @@ def test_a_list_that_no_page_bounds_is_bounded_by_its_description() -> None:
         "Message.parts",
         "SharedMessage.parts",
         "Query.models",
+        "Model.abilities",
         "UsageReport.buckets",
         "UsageReport.byModel",
         "CreateUploadPayload.headers",

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import SettingsError, load
 from models.parts import DeltaKind, Part, ReasoningPart, TextPart, ToolPart
 from models.prices import MAX_PRICE, ModelPrices
 from models.records import MessageTokens
@@ -114,16 +113,3 @@ def test_a_script_can_have_prices() -> None:
 def test_prices_that_are_none_are_refused_with_the_model_named(given_prices: Any) -> None:
     with pytest.raises(ScriptError, match="'m': prices"):
         parse_script("m", {"steps": [], "prices": given_prices})
-
-
-def test_prices_of_the_endpoints_models_are_a_setting() -> None:
-    read = load({"OPENAI_PRICES": "gpt-5-mini=250000/25000/2000000, org/model=1=0/0/1"}).openai_prices
-    assert read == (("gpt-5-mini", (250_000, 25_000, 2_000_000)), ("org/model=1", (0, 0, 1)))
-
-
-@pytest.mark.parametrize(
-    "text", ["a", "a=1", "a=1/2", "a=1/2/x", "a=1/2/-3", "=1/2/3", "a=1/2/3/4", "a=1/2/9999999999999"]
-)
-def test_a_wrong_price_is_refused_with_what_was_expected(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"OPENAI_PRICES: .*prompt/cached/completion"):
-        load({"OPENAI_PRICES": text})

@@ -1,0 +1,89 @@
+"""The models a viewer can use: what the registry has, reached by the viewer's own keys, endpoints and models too."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+from uuid import UUID
+
+from models.database import Database
+from providers.base import Provider
+from providers.registry import (
+    CUSTOM,
+    NOTHING_OWN,
+    MissingKeyError,
+    ModelRecord,
+    ModelRegistry,
+    OwnAccess,
+    UnknownModelError,
+)
+from services.errors import ModelUnavailableError, ProviderKeyMissingError
+from services.viewer import Viewer
+
+if TYPE_CHECKING:
+    from asyncpg import Connection
+
+ReadOwn: TypeAlias = "Callable[[Connection, UUID], Awaitable[OwnAccess]]"
+
+
+class Models:
+    """The models as each viewer has them.
+
+    Args:
+        registry: all models, and how they are chosen.
+        read_own: reads what a user brought along, on a connection that is at hand.
+    """
+
+    def __init__(self, database: Database, registry: ModelRegistry, read_own: ReadOwn) -> None:
+        self._database = database
+        self._read_own = read_own
+        self.registry = registry
+
+    async def available(self, viewer: Viewer) -> list[ModelRecord]:
+        """Every model that the viewer can use now: the operator's, and the viewer's own at their head."""
+        return self.registry.available(await self._own(viewer))
+
+    async def describe_many(self, viewer: Viewer, model_ids: Sequence[str]) -> list[ModelRecord | None]:
+        """Models in the order of the ids, usable or not; None where there is none, or not any more."""
+        own = await self._own(viewer) if any(map(_may_be_own, model_ids)) else NOTHING_OWN
+        return [self.registry.describe(model_id, own) for model_id in model_ids]
+
+    async def check(self, viewer: Viewer, model_id: str | None, *, field: str) -> None:
+        """Whether this can be chosen for turns to come; None can.
+
+        Raises:
+            ModelUnavailableError: there is no such model; that no key leads to it yet is no reason.
+        """
+        if model_id is not None and (await self.describe_many(viewer, [model_id]))[0] is None:
+            raise ModelUnavailableError(field=field)
+
+    async def resolve(
+        self, connection: Connection, viewer: Viewer, model_id: str | None
+    ) -> tuple[ModelRecord, Provider]:
+        """The model to ask, and through what; None asks the default.
+
+        Raises:
+            ModelUnavailableError: it is not offered, or no model is.
+            ProviderKeyMissingError: it is, but no key leads to it.
+        """
+        own = await self._read_own(connection, viewer.id)
+        try:
+            return self.registry.resolve(model_id, own)
+        except UnknownModelError as error:
+            raise ModelUnavailableError from error
+        except MissingKeyError as error:
+            raise ProviderKeyMissingError(_missing(error)) from error
+
+    async def _own(self, viewer: Viewer) -> OwnAccess:
+        async with self._database.acquire() as connection:
+            return await self._read_own(connection, viewer.id)
+
+
+def _may_be_own(model_id: str) -> bool:
+    return model_id.startswith(CUSTOM)
+
+
+def _missing(error: MissingKeyError) -> str:
+    if error.unreadable is not None:
+        return f"Your key for {error.unreadable} cannot be read any more; enter it again, or choose another model."
+    return f"This model needs a key of yours for {' or '.join(error.providers)}; add one, or choose another model."
