@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from providers.addresses import DEFAULT_PORTS, AllowedEndpoint
+
 
 class SettingsError(Exception):
     """One or more environment variables hold a value that cannot be used. The text names each and what was expected."""
@@ -143,6 +145,23 @@ def _key_set_url(text: str) -> str:
     if not is_safe or not parts.hostname or "@" in parts.netloc:
         raise ValueError("URLs that begin with https:// (http:// for 127.0.0.1 and localhost), separated by commas")
     return text
+
+
+def _allowed_endpoints(value: str) -> tuple[AllowedEndpoint, ...]:
+    try:
+        return tuple(map(AllowedEndpoint.parse, _names(value)))
+    except ValueError:
+        raise ValueError(
+            "networks, addresses or host names, each with a port or without (10.0.0.0/8, 192.168.1.5:11434, "
+            "[fd12::5]:11434, ollama.internal), separated by commas, and none that is never opened"
+        ) from None
+
+
+def _ports(value: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(_integer(1, 65535), _names(value)))
+    except ValueError:
+        raise ValueError("ports from 1 to 65535, separated by commas") from None
 
 
 def _secret(value: str) -> str:
@@ -440,6 +459,24 @@ class Settings:
         "A JSON file of further scripted models, to play answers, speeds and faults (see docs/scripted-models.md).",
     )
 
+    custom_providers: bool = _setting(
+        "CUSTOM_PROVIDERS", _boolean, True, "Whether users may add endpoints of their own, and models on them."
+    )
+    custom_provider_ports: tuple[int, ...] = _setting(
+        "CUSTOM_PROVIDER_PORTS",
+        _ports,
+        DEFAULT_PORTS,
+        "The ports that those endpoints may have, separated by commas.",
+    )
+    custom_provider_allow: tuple[AllowedEndpoint, ...] = _setting(
+        "CUSTOM_PROVIDER_ALLOW",
+        _allowed_endpoints,
+        (),
+        "Where those endpoints may lead although it is not public: networks, addresses or host names, with a port or "
+        "(the ports above) without, separated by commas, as `10.0.0.0/8,192.168.1.5:11434,ollama.internal:11434`; see "
+        "docs/providers.md.",
+    )
+
     budget_tokens_per_day: int | None = _setting(
         "BUDGET_TOKENS_PER_DAY",
         _integer(0, 2**53),
@@ -515,7 +552,7 @@ def _shown_default(default: object) -> str:
         case bool():
             return f"`{str(default).lower()}`"
         case tuple():
-            return f"`{','.join(default)}`"
+            return f"`{','.join(map(str, default))}`"
         case Path():
             return f"`./{default.name}`"
         case float():

@@ -84,15 +84,21 @@ class Deadlines:
     trailer_seconds: float = 5
 
 
-def make_client_session() -> aiohttp.ClientSession:
+def make_client_session(connector: aiohttp.TCPConnector | None = None) -> aiohttp.ClientSession:
     """A session for all vendors and keys of this process. Call it in the running loop; the caller closes it.
+
+    Args:
+        connector: what opens its connections, closed with it. None: one that opens any, for addresses that the operator
+            has set. For those that users give there is `providers.guard.EndpointGuard.make_session`.
 
     It keeps no cookies, reads no proxy or netrc settings from the environment, raises for no status and sets no total
     timeout: `Exchange` has its own deadlines.
     """
-    return aiohttp.ClientSession(
+    if connector is None:
         # A stream occupies its connection for minutes; aiohttp's default of 100 would queue the 101st reader.
-        connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ttl_dns_cache=60),
+        connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ttl_dns_cache=60)
+    return aiohttp.ClientSession(
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
         headers={"User-Agent": "threadgraph"},

@@ -20,6 +20,7 @@ from models.ids import new_id
 from providers.base import Provider
 from providers.catalog import Catalog, CatalogError, load_catalog
 from providers.endpoints import Endpoints
+from providers.guard import EndpointGuard
 from providers.http import Deadlines, make_client_session
 from providers.registry import NOTHING_OWN, ModelRecord, ModelRegistry, OwnAccess, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
@@ -310,13 +311,16 @@ class Server:
         return operators
 
     def _endpoints(self) -> Endpoints:
-        session = make_client_session()
+        settings = self.settings
+        self.guard = EndpointGuard(allowed=settings.custom_provider_allow, ports=settings.custom_provider_ports)
+        session, guarded = make_client_session(), self.guard.make_session()
         self._stack.push_async_callback(session.close)
+        self._stack.push_async_callback(guarded.close)
         return Endpoints(
             session,
-            session,
+            guarded,
             deadlines=self._deadlines(),
-            anthropic_max_tokens=self.settings.anthropic_max_tokens,
+            anthropic_max_tokens=settings.anthropic_max_tokens,
         )
 
     async def _read_own(self, connection: object, owner_id: UUID) -> OwnAccess:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config import Settings, SettingsError, load
+from providers.addresses import AllowedEndpoint
 
 FIELDS = {item.metadata["env"]: item for item in fields(Settings)}
 SECRET = "hunter2-" * 4
@@ -80,6 +82,17 @@ USABLE: dict[str, tuple[str, object]] = {
     "PROVIDER_TOTAL_SECONDS": ("1", 1.0),
     "SCRIPTED_MODELS": ("false", False),
     "SCRIPTED_MODELS_FILE": ("/etc/scripts.json", Path("/etc/scripts.json")),
+    "CUSTOM_PROVIDERS": ("false", False),
+    "CUSTOM_PROVIDER_PORTS": ("443, 11434,", (443, 11_434)),
+    "CUSTOM_PROVIDER_ALLOW": (
+        "10.0.0.0/8, 192.168.1.5:11434,[fd12::5]:8000,Ollama.internal:11434",
+        (
+            AllowedEndpoint(IPv4Network("10.0.0.0/8")),
+            AllowedEndpoint(IPv4Network("192.168.1.5/32"), 11_434),
+            AllowedEndpoint(IPv6Network("fd12::5/128"), 8_000),
+            AllowedEndpoint("ollama.internal", 11_434),
+        ),
+    ),
     "BUDGET_TOKENS_PER_DAY": ("0", 0),
     "BUDGET_TOKENS_PER_MONTH": ("1000000", 1_000_000),
     "BUDGET_COST_MICROS_PER_DAY": ("9007199254740992", 2**53),
@@ -89,6 +102,10 @@ USABLE: dict[str, tuple[str, object]] = {
 
 ORIGINS = "exact origins such as https://chat.example.com, separated by commas, without a path"
 KEY_SETS = "URLs that begin with https:// (http:// for 127.0.0.1 and localhost), separated by commas"
+ALLOWED = (
+    "networks, addresses or host names, each with a port or without (10.0.0.0/8, 192.168.1.5:11434, [fd12::5]:11434, "
+    "ollama.internal), separated by commas, and none that is never opened"
+)
 POSTGRES = "a URL that begins with postgres:// or postgresql://"
 HTTP = "a URL that begins with http:// or https://"
 # Values that cannot be used, with what is expected instead.
@@ -147,6 +164,9 @@ UNUSABLE = [
     ("PROVIDER_IDLE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
     ("PROVIDER_TOTAL_SECONDS", "a day", "a number of seconds from 1 to 86400"),
     ("SCRIPTED_MODELS", "maybe", "true or false"),
+    ("CUSTOM_PROVIDERS", "private", "true or false"),
+    ("CUSTOM_PROVIDER_PORTS", "443,0", "ports from 1 to 65535, separated by commas"),
+    ("CUSTOM_PROVIDER_ALLOW", "10.0.0.1/8", ALLOWED),
     ("BUDGET_TOKENS_PER_DAY", "-1", f"a whole number from 0 to {2**53}"),
     ("BUDGET_TOKENS_PER_MONTH", "1e6", f"a whole number from 0 to {2**53}"),
     ("BUDGET_COST_MICROS_PER_DAY", "9007199254740993", f"a whole number from 0 to {2**53}"),
@@ -197,7 +217,7 @@ def test_a_value_of_the_environment_becomes_a_setting_and_changes_no_other(env: 
 @pytest.mark.parametrize("env", [env for env, item in FIELDS.items() if item.default not in (None, ())])
 def test_a_default_is_a_value_that_could_be_given(env: str) -> None:
     default = FIELDS[env].default
-    raw = ",".join(default) if isinstance(default, tuple) else str(default)
+    raw = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     assert FIELDS[env].metadata["parse"](raw) == default
 
 
@@ -377,3 +397,47 @@ def test_a_home_folder_of_nobody_is_refused_by_name() -> None:
 def test_keys_are_read_from_addresses_that_nobody_can_forge(url: str) -> None:
     with pytest.raises(SettingsError, match="AUTH_JWKS_URL"):
         load({"AUTH_JWKS_URL": f"https://a.example/jwks,{url}"})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "169.254.169.254",
+        "169.254.169.254:80",
+        "169.254.0.0/16",
+        "169.254.169.0/24:80",
+        "100.100.100.200",
+        "168.63.129.16:32526",
+        "fd00:ec2::254",
+        "[fd00:ec2::254]:80",
+        "fd00:ec2::/48",
+        "fe80::/10",
+        "fe80::1%eth0",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "metadata.google.internal",
+        "Metadata.Google.Internal:80",
+        "0.0.0.0",
+        "ff02::1",
+        "10.0.0.0/255.0.0.0",
+        "10.0.0.0/33",
+        "10.0.0.0/8/8",
+        "127.1",
+        "0x7f.0.0.1",
+        "localhost.",
+        "*.internal",
+        "http://ollama.internal",
+        "ollama.internal:",
+        "ollama.internal:0",
+        "ollama.internal:65536",
+        "ollama.internal:１１",
+        "ölama.internal",
+        "[10.0.0.1]:80",
+        "[ollama.internal]:80",
+        "10.0.0.1 10.0.0.2",
+    ],
+)
+def test_no_setting_opens_metadata_services_or_what_is_no_place(raw: str) -> None:
+    with pytest.raises(SettingsError, match="CUSTOM_PROVIDER_ALLOW") as refused:
+        load({"CUSTOM_PROVIDER_ALLOW": f"10.0.0.0/8,{raw}"})
+    assert str(refused.value).endswith(ALLOWED)
