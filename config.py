@@ -164,6 +164,28 @@ def _ports(value: str) -> tuple[int, ...]:
         raise ValueError("ports from 1 to 65535, separated by commas") from None
 
 
+def _ingest_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        # Read for its check, as above.
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    # A key goes there, and scripts come from there that run in browsers.
+    is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    is_plain = text.isascii() and not (set("@?#%\\") & set(text)) and ".." not in text
+    if not is_safe or not parts.hostname or not is_plain:
+        raise ValueError("a URL that begins with https:// (http:// for 127.0.0.1 and localhost), without a query")
+    return text.rstrip("/")
+
+
+def _project_key(value: str) -> str:
+    # A personal key of PostHog's can read and change the account; a request of anybody's is no place for it.
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", value) or value.startswith("phx_"):
+        raise ValueError("a project key: letters, digits, _ and -; no personal key (phx_…)")
+    return value
+
+
 def _secret(value: str) -> str:
     if len(value.encode()) < 32:
         raise ValueError("at least 32 bytes")
@@ -257,6 +279,41 @@ class Settings:
         _origins,
         (),
         "Origins of web frontends, exact, separated by commas; used for CORS and for WebSockets alike.",
+    )
+
+    ingest_url: str | None = _setting(
+        "INGEST_URL",
+        _ingest_url,
+        None,
+        "Where `/ingest/*` relays your frontend's analytics to, say `https://us.i.posthog.com`; see docs/ingest.md. "
+        "Unset: there is no such path.",
+    )
+    ingest_assets_url: str | None = _setting(
+        "INGEST_ASSETS_URL",
+        _ingest_url,
+        None,
+        "Where its scripts and configuration come from, say `https://us-assets.i.posthog.com`. Unset: `INGEST_URL`.",
+    )
+    ingest_api_key: str | None = _setting(
+        "INGEST_API_KEY", _project_key, None, "The project key that the relay puts into every request.", secret=True
+    )
+    ingest_max_bytes: int = _setting(
+        "INGEST_MAX_BYTES",
+        _integer(1_024, 16_777_216),
+        1_048_576,
+        "Largest body that the relay takes, compressed and not.",
+    )
+    ingest_requests_per_minute: int = _setting(
+        "INGEST_REQUESTS_PER_MINUTE",
+        _integer(1, 1_000_000),
+        600,
+        "Most requests a minute that the relay takes from one address; behind a proxy all users share the proxy's.",
+    )
+    ingest_total_requests_per_minute: int = _setting(
+        "INGEST_TOTAL_REQUESTS_PER_MINUTE",
+        _integer(1, 10_000_000),
+        6_000,
+        "Most requests a minute that the relay of one process takes from everybody.",
     )
 
     storage_url: str | None = _setting(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from aiohttp import web
-from strawberry.http.websocket_origin import is_same_origin, normalize_origin
 
 from config import Settings
 from graph.context import Services
@@ -14,7 +13,9 @@ from server.files import FileLinks
 from server.graphiql import GraphiQL
 from server.graphql_http import GraphQLHttp, error_response, not_allowed
 from server.graphql_socket import GraphQLSockets, SocketLimits
-from server.pages import Health, cors, security_headers
+from server.ingest import Ingest
+from server.origins import Origins
+from server.pages import Health, security_headers
 from services.errors import ErrorCode
 from storage.base import Storage
 from storage.local import LocalStorage
@@ -24,7 +25,13 @@ class Application:
     """The aiohttp application with what of it must be closed by hand."""
 
     def __init__(
-        self, settings: Settings, services: Services, health: Health, storage: Storage, account_files: AccountFiles
+        self,
+        settings: Settings,
+        services: Services,
+        health: Health,
+        storage: Storage,
+        account_files: AccountFiles,
+        ingest: Ingest | None,
     ) -> None:
         schema = build_schema(introspection=settings.introspection)
         limits = SocketLimits(
@@ -32,13 +39,12 @@ class Application:
             max_operations=settings.max_subscriptions_per_socket,
             max_sockets=settings.max_sockets,
         )
-        self._allowed_origins = settings.allowed_origins
+        self._origins = Origins(settings.allowed_origins)
         self._http = GraphQLHttp(schema, services)
         self.sockets = GraphQLSockets(schema, services, limits)
-        self.web = web.Application(
-            client_max_size=settings.max_request_bytes,
-            middlewares=[security_headers(), cors(settings.allowed_origins)],
-        )
+        self.web = web.Application(client_max_size=settings.max_request_bytes, middlewares=[self._origins.preflight()])
+        self.web.on_response_prepare.append(security_headers)
+        self.web.on_response_prepare.append(self._origins.announce)
         self._graphiql = GraphiQL() if settings.graphiql else None
         self.web.router.add_post("/graphql", self._http.post)
         self.web.router.add_get("/graphql", self._get, allow_head=False)
@@ -48,13 +54,15 @@ class Application:
         self.web.router.add_get("/healthz", health.live)
         self.web.router.add_get("/readyz", health.ready)
         account_files.add_routes(self.web.router)
+        if ingest is not None:
+            ingest.add_routes(self.web.router, self._origins)
         if self._graphiql is not None:
             self.web.router.add_get("/", self._graphiql.redirect)
             self.web.router.add_get("/graphiql/{name:.+}", self._graphiql.asset)
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            if not self._is_origin_allowed(request):
+            if not self._origins.admits(request):
                 return error_response(403, ErrorCode.FORBIDDEN, "Sockets are not allowed from this origin.")
             return await self.sockets.connect(request)
         if "query" in request.query:
@@ -62,10 +70,3 @@ class Application:
         if self._graphiql is not None and "text/html" in request.headers.get("Accept", ""):
             return await self._graphiql.page(request)
         return not_allowed("Send GraphQL by POST, or over a WebSocket (graphql-transport-ws).")
-
-    def _is_origin_allowed(self, request: web.Request) -> bool:
-        """Browsers do not apply CORS to WebSockets; programs send no Origin and carry nothing to steal."""
-        origin = request.headers.get("Origin")
-        if origin is None or is_same_origin(origin, request.headers.get("Host")):
-            return True
-        return (normalize_origin(origin) or "") in self._allowed_origins

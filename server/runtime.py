@@ -26,8 +26,10 @@ from providers.registry import NOTHING_OWN, ModelRecord, ModelRegistry, OwnAcces
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.account_files import AccountFiles
 from server.app import Application
+from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
+from server.rates import Rates
 from services.accounts import Accounts
 from services.attachments import AttachmentLimits, Attachments
 from services.backfills.background import BackgroundBackfills
@@ -123,6 +125,7 @@ class Server:
         stack.push_async_callback(keys.close)
         # Before the database is opened: what is wrong with the settings is said at once.
         trusted = issuers(settings, keys.fetch)
+        ingest = self._ingest()
         self.database = await self._open_database()
         self.hub = Hub()
         self.channel = BroadcastChannel(MemoryBackend())
@@ -196,7 +199,7 @@ class Server:
             if isinstance(issuer.keys, KeySet):
                 issuer.keys.start()
                 stack.push_async_callback(issuer.keys.stop)
-        await self._serve(self._services(models, titles, trusted, attachments, storage), storage)
+        await self._serve(self._services(models, titles, trusted, attachments, storage), storage, ingest)
 
     async def _open_database(self) -> Database:
         settings, stack = self.settings, self._stack
@@ -426,7 +429,7 @@ class Server:
             exports=Exports(self.database, storage, secret=self._secret, address=self._address),
         )
 
-    async def _serve(self, services: Services, storage: Storage) -> None:
+    async def _serve(self, services: Services, storage: Storage, ingest: Ingest | None) -> None:
         imports = self.imports = Imports(
             self.database,
             services.attachments,
@@ -435,7 +438,7 @@ class Server:
         )
         files = AccountFiles(services.identities, services.exports, imports)
         health = Health(is_ready=self._is_ready)
-        self.application = Application(self.settings, services, health, storage, files)
+        self.application = Application(self.settings, services, health, storage, files, ingest)
         self.application.sockets.start()
         self._stack.push_async_callback(self.application.sockets.stop)
         runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)
@@ -448,6 +451,23 @@ class Server:
             raise SettingsError(f"HOST and PORT: cannot listen there ({error.strerror or error})") from error
         host, port = runner.addresses[0][:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def _ingest(self) -> Ingest | None:
+        settings = self.settings
+        if settings.ingest_url is None:
+            return None
+        if settings.ingest_api_key is None:
+            raise SettingsError("INGEST_URL: INGEST_API_KEY is needed with it")
+        session = make_client_session()
+        self._stack.push_async_callback(session.close)
+        return Ingest(
+            session,
+            url=settings.ingest_url,
+            assets_url=settings.ingest_assets_url or settings.ingest_url,
+            key=settings.ingest_api_key,
+            rates=Rates(each=settings.ingest_requests_per_minute, total=settings.ingest_total_requests_per_minute),
+            limits=IngestLimits(max_bytes=settings.ingest_max_bytes),
+        )
 
     async def _is_ready(self) -> bool:
         if self.generations.draining:

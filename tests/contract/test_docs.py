@@ -13,6 +13,7 @@ from config import Settings, settings_page
 from providers.base import FailureCode
 from providers.scripted import BUILT_IN_SCRIPTS
 from server.graphql_socket import PROTOCOL, WATCH_SECONDS
+from server.ingest import MAX_ANSWER_BYTES, MAX_AT_ONCE, PARAMETERS, IngestLimits
 from server.issuers import MAX_KEY_SET_BYTES
 from services.backfills.registry import BACKFILLS
 from services.identity import MAX_LIFETIME_SECONDS, MAX_NAME_CHARS, RECHECK_SECONDS
@@ -65,6 +66,25 @@ def test_the_page_on_identity_says_how_long_things_hold() -> None:
     assert f"At most {MAX_TOKEN_CHARS:,} characters" in page
     assert f"{MAX_KEY_SET_BYTES // 1_024} KiB" in page
     assert f"`AUTH_LEEWAY_SECONDS` ({Settings.auth_leeway_seconds:g}, at most 60)" in page
+
+
+def test_the_page_on_the_relay_names_its_settings_and_limits() -> None:
+    page = (ROOT / "docs/ingest.md").read_text().replace("\n", " ")
+    names = [item.metadata["env"] for item in fields(Settings) if item.name.startswith("ingest_")]
+    assert len(names) == 6
+    for name in names:
+        assert f"`{name}`" in page or f"{name}=" in page, name
+    limits = IngestLimits(max_bytes=Settings.ingest_max_bytes)
+    assert f"`INGEST_MAX_BYTES` ({limits.max_bytes // 1_048_576} MiB)" in page
+    assert f"`INGEST_REQUESTS_PER_MINUTE` ({Settings.ingest_requests_per_minute})" in page
+    assert f"`INGEST_TOTAL_REQUESTS_PER_MINUTE` ({Settings.ingest_total_requests_per_minute:,})" in page
+    times = (limits.connect_seconds, limits.silence_seconds, limits.total_seconds)
+    assert "; ".join(f"{seconds:g} s" for seconds in times) in page
+    assert f"| a body has to come within | {limits.body_seconds:g} s |" in page
+    assert f"| requests under way in one process | {MAX_AT_ONCE} |" in page
+    assert f"| an answer | {MAX_ANSWER_BYTES // 1_048_576} MiB |" in page
+    for name in PARAMETERS:
+        assert f"`{name}`" in page, name
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

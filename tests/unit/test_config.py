@@ -38,6 +38,12 @@ USABLE: dict[str, tuple[str, object]] = {
     "AUTH_SHARED_SECRET": (SECRET, SECRET),
     "AUTH_LEEWAY_SECONDS": ("0", 0.0),
     "ALLOWED_ORIGINS": ("https://a.example", ("https://a.example",)),
+    "INGEST_URL": ("https://analytics.example/", "https://analytics.example"),
+    "INGEST_ASSETS_URL": ("http://localhost:9/a", "http://localhost:9/a"),
+    "INGEST_API_KEY": ("phc_x-1", "phc_x-1"),
+    "INGEST_MAX_BYTES": ("1024", 1_024),
+    "INGEST_REQUESTS_PER_MINUTE": ("1", 1),
+    "INGEST_TOTAL_REQUESTS_PER_MINUTE": ("1", 1),
     "PUBLIC_URL": ("https://chat.example/", "https://chat.example"),
     "STORAGE_URL": ("s3://bucket/prefix", "s3://bucket/prefix"),
     "S3_ENDPOINT_URL": ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
@@ -108,6 +114,7 @@ ALLOWED = (
 )
 POSTGRES = "a URL that begins with postgres:// or postgresql://"
 HTTP = "a URL that begins with http:// or https://"
+ANALYTICS = "a URL that begins with https:// (http:// for 127.0.0.1 and localhost), without a query"
 # Values that cannot be used, with what is expected instead.
 UNUSABLE = [
     ("PORT", "http", "a whole number from 0 to 65535"),
@@ -131,6 +138,12 @@ UNUSABLE = [
     ("AUTH_SHARED_SECRET", "x" * 31, "at least 32 bytes"),
     ("AUTH_LEEWAY_SECONDS", "61", "a number of seconds from 0 to 60"),
     ("ALLOWED_ORIGINS", "*", ORIGINS),
+    ("INGEST_URL", "http://analytics.example", ANALYTICS),
+    ("INGEST_ASSETS_URL", "assets.example", ANALYTICS),
+    ("INGEST_API_KEY", "phx_1", "a project key: letters, digits, _ and -; no personal key (phx_…)"),
+    ("INGEST_MAX_BYTES", "16777217", "a whole number from 1024 to 16777216"),
+    ("INGEST_REQUESTS_PER_MINUTE", "0", "a whole number from 1 to 1000000"),
+    ("INGEST_TOTAL_REQUESTS_PER_MINUTE", "0", "a whole number from 1 to 10000000"),
     ("INTROSPECTION", "2", "true or false"),
     ("GRAPHIQL", "yes please", "true or false"),
     ("MAX_REQUEST_BYTES", "1023", "a whole number from 1024 to 67108864"),
@@ -267,6 +280,7 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
         "OPENAI_API_KEY": SECRET,
         "OPENAI_BASE_URL": f"https://me:{SECRET}@models.example/v1",
         "S3_SECRET_ACCESS_KEY": SECRET,
+        "INGEST_API_KEY": SECRET,
         "ANTHROPIC_API_KEY": SECRET,
         "ANTHROPIC_BASE_URL": f"https://me:{SECRET}@models.example",
         "GOOGLE_API_KEY": SECRET,
@@ -441,3 +455,48 @@ def test_no_setting_opens_metadata_services_or_what_is_no_place(raw: str) -> Non
     with pytest.raises(SettingsError, match="CUSTOM_PROVIDER_ALLOW") as refused:
         load({"CUSTOM_PROVIDER_ALLOW": f"10.0.0.0/8,{raw}"})
     assert str(refused.value).endswith(ALLOWED)
+
+
+@pytest.mark.parametrize("name", ["INGEST_URL", "INGEST_ASSETS_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://analytics.example",
+        "http://127.0.0.1.example",
+        "http://10.0.0.1",
+        "ftp://analytics.example",
+        "https://",
+        "https:///e/",
+        "https://user:word@analytics.example",
+        "https://analytics.example:port",
+        "https://analytics.example?token=x",
+        "https://analytics.example#x",
+        "https://analytics.example/%2e%2e/x",
+        "https://analytics.example/../x",
+        "https://analytics.example\\x",
+        "https://änalytics.example",
+        "analytics.example",
+    ],
+)
+def test_analytics_go_to_an_address_that_nobody_can_listen_on(name: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load({name: url})
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://us.i.posthog.com/", "https://us.i.posthog.com"),
+        ("https://analytics.example:8443/posthog/", "https://analytics.example:8443/posthog"),
+        ("http://127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://[::1]:9", "http://[::1]:9"),
+    ],
+)
+def test_an_analytics_host_may_have_a_port_and_a_path(url: str, expected: str) -> None:
+    assert load({"INGEST_URL": url}).ingest_url == expected
+
+
+@pytest.mark.parametrize("key", ["phx_personal", "a key", "a/b", "a?b", "ä", "x" * 201])
+def test_a_key_for_analytics_is_a_projects_and_is_not_shown(key: str) -> None:
+    with pytest.raises(SettingsError, match="INGEST_API_KEY: the value given is not usable"):
+        load({"INGEST_API_KEY": key})
