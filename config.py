@@ -109,6 +109,16 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+_CHANNELS = {f"{scheme}{kind}" for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")} | {"unix"}
+
+
+def _channel_url(value: str) -> str:
+    scheme, _, rest = value.partition("://")
+    if scheme != "memory" and (scheme not in _CHANNELS or not rest.strip("/")):
+        raise ValueError("memory://, or a URL of Valkey or Redis such as redis://127.0.0.1:6379/0")
+    return value
+
+
 # What browsers send (fetch.spec.whatwg.org, section 3.2): no path, no user, no default port, a host in ASCII.
 _ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -233,7 +243,12 @@ class Settings:
         "DATABASE_TIMEOUT_SECONDS", _seconds(0.1, 600), 10.0, "Longest wait for a connection, and for one statement."
     )
     broadcast_url: str = _setting(
-        "BROADCAST_URL", _url("memory"), "memory://", "The channel and token log. `memory://`: one server process."
+        "BROADCAST_URL",
+        _channel_url,
+        "memory://",
+        "The channel and token log. `memory://`: one server process. A URL of Valkey or Redis: any number of them (see "
+        "docs/operating.md).",
+        secret=True,
     )
 
     anonymous_sessions: bool = _setting(

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # Any constant will do, as long as nothing else in the database uses it.
 _MIGRATION_LOCK = 0x7468_7264
-_SOLE_SERVER_LOCK = 0x7468_7265
+_SERVER_LOCK = 0x7468_7265
 
 _APP = "threadgraph"
 _CONNECTION = "default"
@@ -57,7 +57,7 @@ class Database:
         self._pool_size = pool_size
         self._timeout_seconds = timeout_seconds
         self._pool: Pool | None = None
-        self._sole: Connection | None = None
+        self._claim: Connection | None = None
 
     async def connect(self) -> None:
         """Open the pool.
@@ -78,10 +78,10 @@ class Database:
             raise RuntimeError(f"PostgreSQL 15 or newer is needed; DATABASE_URL leads to version {version.major}")
 
     async def close(self) -> None:
-        """Give up the sole-server lock and close every connection; those in use are given 5 seconds."""
-        if self._sole is not None:
-            sole, self._sole = self._sole, None
-            await sole.close(timeout=5)
+        """Give up the claim to the database and close every connection; those in use are given 5 seconds."""
+        if self._claim is not None:
+            claim, self._claim = self._claim, None
+            await claim.close(timeout=5)
         if self._pool is not None:
             pool, self._pool = self._pool, None
             try:
@@ -126,22 +126,24 @@ class Database:
             await Tortoise.close_connections()
             await guard.close(timeout=5)
 
-    async def claim_sole_server(self, patience_seconds: float) -> bool:
-        """Whether this process is the only server on the database; the claim holds until `close`, or a lost connection.
+    async def claim_server(self, patience_seconds: float, *, shared: bool) -> bool:
+        """Whether this process may serve the database; the claim holds until `close`, or a lost connection.
 
-        With an in-memory channel a second server would not see the first one's streams. After `kill -9` PostgreSQL
-        notices the dead owner within moments, hence the patience. Claiming again what is held is true at once.
+        With an in-memory channel a second server would not see the first one's streams: such a server claims the
+        database for itself alone, others share it. After `kill -9` PostgreSQL notices the dead owner within moments,
+        hence the patience. Claiming again what is held is true at once.
         """
-        if self._sole is not None and not self._sole.is_closed():
+        if self._claim is not None and not self._claim.is_closed():
             return True
         connection = await asyncpg.connect(self.url, timeout=self._timeout_seconds)
         deadline = asyncio.get_running_loop().time() + patience_seconds
-        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _SOLE_SERVER_LOCK):
+        lock = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+        while not await connection.fetchval(f"SELECT {lock}($1)", _SERVER_LOCK):
             if asyncio.get_running_loop().time() >= deadline:
                 await connection.close(timeout=5)
                 return False
             await asyncio.sleep(0.1)
-        self._sole = connection
+        self._claim = connection
         return True
 
     @asynccontextmanager

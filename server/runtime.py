@@ -17,6 +17,7 @@ from graph.context import Services
 from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
+from models.parts import Part
 from providers.base import Provider
 from providers.catalog import Catalog, CatalogError, load_catalog
 from providers.endpoints import Endpoints
@@ -60,9 +61,13 @@ from services.wakeups import Wakeups
 from storage.base import Storage
 from storage.local import LocalStorage
 from streams.channel import BroadcastChannel, MemoryBackend
+from streams.ending import find_written
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
-from streams.recovery import Reaper
+from streams.recovery import Reaper, Sealed
+from streams.shared_hub import SharedHub
+from streams.token_log import LogName, TokenLog
+from streams.valkey import ValkeyBackend
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +78,7 @@ _LOOK_SECONDS = 2.0
 _SWEEP_SECONDS = 30.0
 _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
+_NOT_ALONE = "another server uses this database, and BROADCAST_URL=memory:// allows one only"
 _VENDORS = ("openai", "anthropic", "google", "groq", "openrouter")
 
 
@@ -127,10 +133,7 @@ class Server:
         trusted = issuers(settings, keys.fetch)
         ingest = self._ingest()
         self.database = await self._open_database()
-        self.hub = Hub()
-        self.channel = BroadcastChannel(MemoryBackend())
-        await self.channel.connect()
-        stack.push_async_callback(self.channel.close)
+        self.hub, self.channel, sealed = await self._open_channel()
         self.leases = LeaseKeeper(
             self.database,
             holder=new_id(),
@@ -157,9 +160,11 @@ class Server:
             lease_seconds=settings.lease_seconds,
             prices_of=registry.prices_of,
             used=self.wakeups.ring,
+            sealed=sealed,
         )
-        # Nobody else can be alive on this database: what is live in it was lost with the process before.
-        await reaper.reap(all_others=True)
+        if not self._is_shared:
+            # Nobody else can be alive on this database: what is live in it was lost with the process before.
+            await reaper.reap(all_others=True)
         titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
         storage = self.storage = self._storage()
@@ -201,6 +206,40 @@ class Server:
                 stack.push_async_callback(issuer.keys.stop)
         await self._serve(self._services(models, titles, trusted, attachments, storage), storage, ingest)
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether other servers may be at work on the same database."""
+        return not self.settings.broadcast_url.startswith("memory:")
+
+    async def _open_channel(self) -> tuple[Hub, BroadcastChannel, Sealed | None]:
+        """Where live answers are, how processes tell each other things, and how a dead one's log is sealed."""
+        stack, url = self._stack, self.settings.broadcast_url
+        if not self._is_shared:
+            channel = BroadcastChannel(MemoryBackend())
+            await channel.connect()
+            stack.push_async_callback(channel.close)
+            return Hub(), channel, None
+        try:
+            backend, token_log = ValkeyBackend(url), TokenLog(url)
+        except ValueError as error:
+            raise SettingsError(f"BROADCAST_URL: {error}") from error
+        stack.push_async_callback(token_log.close)
+        channel = BroadcastChannel(backend)
+        await channel.connect()
+        stack.push_async_callback(channel.close)
+        hub = SharedHub(
+            token_log,
+            find=lambda ids: find_written(self.database, ids),
+            lost=lambda message_id: self.generations.lose(message_id),
+        )
+        hub.start()
+        stack.push_async_callback(hub.stop)
+
+        async def sealed(message_id: UUID) -> list[Part]:
+            return await token_log.sealed(LogName(message_id))
+
+        return hub, channel, sealed
+
     async def _open_database(self) -> Database:
         settings, stack = self.settings, self._stack
         url = settings.database_url
@@ -221,10 +260,8 @@ class Server:
             whose = "the embedded database" if settings.database_url is None else "DATABASE_URL: the database"
             raise SettingsError(f"{whose} cannot be used ({_without_address(error)})") from error
         stack.push_async_callback(database.close)
-        if not await database.claim_sole_server(_SOLE_PATIENCE_SECONDS):
-            raise SettingsError(
-                "DATABASE_URL: another server uses this database, and BROADCAST_URL=memory:// allows one only"
-            )
+        if not await database.claim_server(_SOLE_PATIENCE_SECONDS, shared=self._is_shared):
+            raise SettingsError(f"DATABASE_URL: {_NOT_ALONE}")
         watching = asyncio.create_task(self._watch_database(database), name="database watch")
         stack.push_async_callback(_end, watching)
         return database
@@ -236,8 +273,8 @@ class Server:
             try:
                 if self._postgres is not None and await asyncio.to_thread(self._postgres.restart_if_dead):
                     log.error("the embedded PostgreSQL had ended by itself and was started again")
-                if not await database.claim_sole_server(0):
-                    log.error("another server uses this database now; BROADCAST_URL=memory:// allows one only")
+                if not await database.claim_server(0, shared=self._is_shared):
+                    log.error(_NOT_ALONE)
             except (
                 OSError,
                 TimeoutError,

@@ -274,7 +274,7 @@ class Generations:
     async def wait_ended(self, message_id: UUID) -> bool:
         """Whether the answer, if it is written here, ends within the deadline for stops."""
         buffer = self._hub.get(message_id)
-        if buffer is None:
+        if buffer is None or not self._hub.writes(message_id):
             return True
         try:
             async with asyncio.timeout(_STOP_DEADLINE_SECONDS):

@@ -21,7 +21,7 @@ from services.messages import Messages
 from services.viewer import Viewer
 from streams import buffer as streams_buffer
 from streams import cursor as streams_cursor
-from streams.buffer import Ended, Reset, StreamEvent
+from streams.buffer import Ended, Reset, StreamBuffer, StreamEvent
 from streams.cursor import StreamPosition, cursor_prefix, end_cursor
 from streams.hub import Hub
 from streams.recovery import SERVER_LOST
@@ -55,14 +55,17 @@ class MessageStream:
         while True:
             buffer = self._hub.get(message_id)
             if buffer is None or buffer.owner_id != viewer.id:
-                record = await self._stored_or_live(viewer, message_id)
-                if record is not None:
-                    for event in _replay(record, StreamPosition(message_id, offset, position.ended)):
+                found = await self._stored_or_live(viewer, message_id)
+                if isinstance(found, MessageRecord):
+                    for event in _replay(found, StreamPosition(message_id, offset, position.ended)):
                         yield event
                     return
-                continue
+                buffer = found
             if position.ended or offset > buffer.length:
-                raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+                if not await self._caught_up(buffer, position):
+                    raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+                if buffer.closed:
+                    continue
             while True:
                 length = buffer.length
                 for event in buffer.since(offset):
@@ -91,7 +94,7 @@ class MessageStream:
         while not record.ended:
             await self._generations.stop(message_id)
             buffer = self._hub.get(message_id)
-            if buffer is not None:
+            if buffer is not None and self._hub.writes(message_id):
                 await self._generations.wait_ended(message_id)
                 if buffer.ended is not None:
                     return buffer.ended.message
@@ -102,15 +105,30 @@ class MessageStream:
                 await asyncio.sleep(_POLL_SECONDS)
         return record
 
-    async def _stored_or_live(self, viewer: Viewer, message_id: UUID) -> MessageRecord | None:
-        """The ended message; None once it is being written in this process."""
+    async def _caught_up(self, buffer: StreamBuffer, position: StreamPosition) -> bool:
+        """Whether a buffer that is filled from a log soon has what a reader was shown elsewhere, or is closed.
+
+        The log may be a moment behind the database, or lost and not yet written anew.
+        """
+        if self._hub.writes(buffer.message_id):
+            return False
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                while not buffer.closed and (position.ended or buffer.length < position.offset):
+                    await buffer.wait(buffer.length)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _stored_or_live(self, viewer: Viewer, message_id: UUID) -> MessageRecord | StreamBuffer:
+        """The ended message, or the buffer of one that is being written."""
         deadline = asyncio.get_running_loop().time() + self._patience_seconds
         while True:
             record = await self._find(viewer, message_id)
             if record.ended:
                 return record
-            if self._hub.get(message_id) is not None:
-                return None
+            if (buffer := await self._hub.follow(message_id)) is not None:
+                return buffer
             if asyncio.get_running_loop().time() > deadline:
                 raise UnavailableError("Nobody is writing this answer; try again.")
             await asyncio.sleep(_POLL_SECONDS)

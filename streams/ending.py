@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from models.ids import new_id
 from models.parts import Part, parts_to_json
 from models.prices import ModelPrices
 from models.records import (
+    MESSAGE_COLUMNS,
     MESSAGE_COLUMNS_BUT_PARTS,
     MessageFailure,
     MessageRecord,
@@ -49,6 +51,11 @@ WITH thread AS (
 SELECT {MESSAGE_COLUMNS_BUT_PARTS} FROM ended
 """  # noqa: S608 - only column names are put in
 
+_FIND_WRITTEN = f"""
+SELECT {MESSAGE_COLUMNS}, (SELECT 1 FROM streams WHERE message_id = messages.id) AS attempt
+FROM messages WHERE id = ANY($1::uuid[])
+"""  # noqa: S608 - only column names are put in
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerEnd:
@@ -72,6 +79,25 @@ class StreamHold:
     epoch: int
     model: str
     prices: ModelPrices | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A message as the database has it, and which attempt to write it goes on; `attempt` None: none does."""
+
+    record: MessageRecord
+    attempt: int | None
+
+
+async def find_written(database: Database, ids: Sequence[UUID]) -> dict[UUID, Written]:
+    """Messages by their ids, whosever they are; those that are not there are left out.
+
+    Raises:
+        DatabaseUnavailableError: try again later.
+    """
+    async with database.acquire() as connection:
+        rows = await connection.fetch(_FIND_WRITTEN, ids)
+    return {row["id"]: Written(MessageRecord.from_row(row), row["attempt"]) for row in rows}
 
 
 async def end_answer(database: Database, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:

@@ -20,8 +20,11 @@ class Hub:
     def __iter__(self) -> Iterator[StreamBuffer]:
         return iter(list(self._buffers.values()))
 
-    def open(self, message_id: UUID, owner_id: UUID) -> StreamBuffer:
-        """A new buffer. Open it before the message can be seen by anyone, or an early reader would miss it."""
+    def open(self, message_id: UUID, owner_id: UUID, attempt: int = 1) -> StreamBuffer:
+        """What an answer is written into, in this attempt to write it.
+
+        Open it before the message can be seen by anyone, or an early reader would miss it.
+        """
         assert message_id not in self._buffers, "a message is produced once"
         buffer = self._buffers[message_id] = StreamBuffer(message_id, owner_id)
         return buffer
@@ -29,6 +32,14 @@ class Hub:
     def get(self, message_id: UUID) -> StreamBuffer | None:
         """The buffer of an answer that is written here now."""
         return self._buffers.get(message_id)
+
+    def writes(self, message_id: UUID) -> bool:
+        """Whether an answer is being written by this process."""
+        return message_id in self._buffers
+
+    async def follow(self, message_id: UUID) -> StreamBuffer | None:
+        """The buffer of an answer that is written by another process; None where none can be, or none does."""
+        return self.get(message_id)
 
     def remove(self, message_id: UUID) -> None:
         """Forget an answer that has ended and is stored; readers keep its buffer until they are through."""

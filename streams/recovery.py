@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 from uuid import UUID, uuid4
 
 from models.database import Database, DatabaseUnavailableError
-from models.parts import parts_from_json
+from models.parts import Part, parts_from_json, parts_length
 from models.prices import ModelPrices
 from models.records import MessageFailure, MessageRecord, MessageStatus
 from streams.buffer import join_parts
@@ -18,6 +19,7 @@ from streams.tokens import estimate
 log = logging.getLogger(__name__)
 
 SERVER_LOST = MessageFailure("SERVER_LOST", "The server that wrote this answer stopped. Retry to get a whole answer.")
+Sealed: TypeAlias = Callable[[UUID], Awaitable[list[Part]]]
 _BATCH = 100
 
 # Raising the epoch fences the old producer: should it wake, its end finds no stream of its epoch.
@@ -43,6 +45,8 @@ class Reaper:
         prices_of: what a model costs now. An answer whose server died is billed by the prices of the server that ends
             it: they are the operator's at most a lease and a start later, and the stream need not carry them.
         used: told the user after each end that is stored; must not fail.
+        sealed: what the shared token log has of an answer that was taken over, after which its writer can append no
+            more; None where streams are not shared.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Reaper:
         lease_seconds: float,
         prices_of: Callable[[str], ModelPrices | None],
         used: Callable[[UUID], Awaitable[None]],
+        sealed: Sealed | None = None,
     ) -> None:
         self._database = database
         self._living = living
@@ -62,6 +67,7 @@ class Reaper:
         self._lease_seconds = lease_seconds
         self._prices_of = prices_of
         self._used = used
+        self._sealed = sealed
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -113,6 +119,9 @@ class Reaper:
         async with self._database.acquire() as connection:
             rows = await connection.fetch(_CHECKPOINTS, hold.message_id)
         parts = join_parts([parts_from_json(row["parts"]) for row in rows])
+        if self._sealed is not None:
+            # Sealed first and read then: what a reader was shown is in it. Checkpoints are for a log that was lost.
+            parts = max(await self._sealed(hold.message_id), parts, key=parts_length)
         end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate("", parts))
         record = await end_answer(self._database, hold, end)
         await self._used(hold.owner_id)

@@ -25,7 +25,7 @@ USABLE: dict[str, tuple[str, object]] = {
     "DATABASE_URL": ("postgres://me@db.example/chat", "postgres://me@db.example/chat"),
     "DATABASE_POOL_SIZE": ("2", 2),
     "DATABASE_TIMEOUT_SECONDS": ("0.1", 0.1),
-    "BROADCAST_URL": ("memory://here", "memory://here"),
+    "BROADCAST_URL": ("rediss+sentinel://a,b:1/main", "rediss+sentinel://a,b:1/main"),
     "ANONYMOUS_SESSIONS": ("off", False),
     "SESSION_SECRET": (SECRET, SECRET),
     "SESSION_TTL_SECONDS": ("60", 60),
@@ -130,7 +130,7 @@ UNUSABLE = [
     ("DATABASE_POOL_SIZE", "٣", "a whole number from 2 to 500"),
     ("DATABASE_POOL_SIZE", "1", "a whole number from 2 to 500"),
     ("DATABASE_TIMEOUT_SECONDS", "0", "a number of seconds from 0.1 to 600"),
-    ("BROADCAST_URL", "redis://localhost", "a URL that begins with memory://"),
+    ("BROADCAST_URL", "kafka://host", "memory://, or a URL of Valkey or Redis such as redis://127.0.0.1:6379/0"),
     ("ANONYMOUS_SESSIONS", "perhaps", "true or false"),
     ("SESSION_SECRET", "x" * 31, "at least 32 bytes"),
     ("SESSION_TTL_SECONDS", "0", "a whole number from 1 to 31536000"),
@@ -275,6 +275,7 @@ def test_a_long_or_strange_value_is_shown_short_and_on_one_line() -> None:
 def test_secrets_are_not_shown_by_the_settings() -> None:
     given = {
         "DATABASE_URL": f"postgresql://me:{SECRET}@db.example/chat",
+        "BROADCAST_URL": f"redis://:{SECRET}@valkey.example",
         "SESSION_SECRET": SECRET,
         "AUTH_SHARED_SECRET": SECRET,
         "OPENAI_API_KEY": SECRET,

@@ -1,0 +1,360 @@
+"""The hub of a process that shares its streams with others: what its readers see is in the token log first.
+
+A producer appends to a *draft*, which nobody reads. One task writes what all drafts have grown by into the log, in one
+round trip, as often as the last one allows, and only then gives it to the readers: in the *buffer*. Processes that do
+not write an answer have a buffer of it too, for as long as somebody reads it, and one task of the process fills all of
+them from the log.
+
+When the log is out of reach, drafts grow on and readers see a pause. When its data is lost, drafts are written anew.
+When an answer has ended, its text is in the database, and its readers get what they lack from there, log or no log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from models.database import DatabaseUnavailableError
+from models.parts import DeltaKind, Part
+from models.records import MessageRecord
+from streams.buffer import ContentEvent, Delta, StreamBuffer, replay
+from streams.cursor import CursorAheadError
+from streams.ending import Written
+from streams.hub import Hub
+from streams.token_log import Entry, Growth, LogName, TokenLog
+from streams.valkey import LOST, Pause, heed_cancellation
+
+log = logging.getLogger(__name__)
+
+# Between two writes of the log: enough that tokens of many streams share a round trip, too little to be noticed.
+_TICK_SECONDS = 0.01
+_KEEP_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
+_LOGS_AT_ONCE = 200
+
+_ENDS_SOON_TRIES = 50
+_ENDS_SOON_SECONDS = 0.1
+_END_TRIES = 10
+
+
+Find = Callable[[Sequence[UUID]], Awaitable[dict[UUID, Written]]]
+
+
+class Draft(StreamBuffer):
+    """What a producer of this process has made, ahead of its log and of its readers."""
+
+    def __init__(self, name: LogName, buffer: StreamBuffer, grown: Callable[[Draft], None]) -> None:
+        super().__init__(name.message_id, buffer.owner_id)
+        self.name = name
+        self.buffer = buffer
+        self.logged = 0
+        self._grown = grown
+
+    def append_text(self, kind: DeltaKind, text: str) -> None:
+        """Add characters; readers get them when the log has them."""
+        super().append_text(kind, text)
+        self._grown(self)
+
+    def append_part(self, part: Part) -> None:
+        """Add a part that appears whole; readers get it when the log has it."""
+        super().append_part(part)
+        self._grown(self)
+
+    def end(self, message: MessageRecord) -> None:
+        """The end is stored: readers may have everything."""
+        super().end(message)
+        end_buffer(self.buffer, message)
+
+    def close(self) -> None:
+        """Nothing more comes from here."""
+        super().close()
+        self.buffer.close()
+
+
+class Followed(StreamBuffer):
+    """A buffer of an answer that is written elsewhere; `sealed` when its log has nothing more to tell."""
+
+    def __init__(self, name: LogName, owner_id: UUID) -> None:
+        super().__init__(name.message_id, owner_id)
+        self.name = name
+        self.sealed = False
+
+
+class SharedHub(Hub):
+    """The buffers of this process: of its own answers, and of those of others that are read here.
+
+    Args:
+        token_log: the log; closed by its maker, after this is stopped.
+        find: looks messages up by their ids, whosever they are: readers were let in by others. What is not there (any
+            more) is left out.
+        lost: called for an answer of this process that somebody else has ended.
+    """
+
+    def __init__(self, token_log: TokenLog, find: Find, lost: Callable[[UUID], None]) -> None:
+        super().__init__()
+        self._log = token_log
+        self._find = find
+        self._lost = lost
+        self._drafts: dict[UUID, Draft] = {}
+        self._grown: dict[UUID, Draft] = {}
+        self._to_write = asyncio.Event()
+        # Held by their readers alone: when the last one is gone, so is the buffer.
+        self._followed: weakref.WeakValueDictionary[UUID, Followed] = weakref.WeakValueDictionary()
+        self._to_follow = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._endings: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to write and to follow."""
+        self._tasks = [
+            asyncio.create_task(self._write(), name="token log writing"),
+            asyncio.create_task(self._keep(), name="token log keeping"),
+            asyncio.create_task(self._follow(), name="token log reading"),
+            asyncio.create_task(self._look(), name="looking for ends"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop; ends that are not in the log yet are given a moment."""
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=_KEEP_SECONDS)
+        for task in [*self._tasks, *self._endings]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._endings, return_exceptions=True)
+
+    def open(self, message_id: UUID, owner_id: UUID, attempt: int = 1) -> StreamBuffer:
+        """A draft; its readers find its buffer by `get`."""
+        buffer = super().open(message_id, owner_id)
+        draft = self._drafts[message_id] = Draft(LogName(message_id, attempt), buffer, self._on_growth)
+        return draft
+
+    def get(self, message_id: UUID) -> StreamBuffer | None:
+        """The buffer of an answer that is written here, or read here already."""
+        if (buffer := super().get(message_id)) is not None:
+            return buffer
+        followed = self._followed.get(message_id)
+        # Who still reads one that is closed reads it to its end; who comes now asks the database.
+        return None if followed is None or followed.closed else followed
+
+    def remove(self, message_id: UUID) -> None:
+        """The answer has ended and is stored, or is not ours any more."""
+        super().remove(message_id)
+        self._grown.pop(message_id, None)
+        if (draft := self._drafts.pop(message_id, None)) is not None:
+            self._later(self._end(draft.name), f"token log end {message_id}")
+
+    async def follow(self, message_id: UUID) -> StreamBuffer | None:
+        """The buffer of an answer that is written elsewhere, with what its log has by now; None where none is.
+
+        Keep the buffer for as long as it is read: it grows for its readers only.
+        """
+        if (buffer := self.get(message_id)) is not None:
+            return buffer
+        written = (await self._find([message_id])).get(message_id)
+        if written is None or written.attempt is None:
+            return None
+        if (buffer := self.get(message_id)) is not None:
+            return buffer
+        followed = self._followed[message_id] = Followed(LogName(message_id, written.attempt), written.record.owner_id)
+        try:
+            self._take(followed, await self._log.read(followed.name, 0))
+            self._to_follow.set()
+            await self._log.wake()
+        except LOST as error:
+            log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
+            self._to_follow.set()
+        return followed
+
+    def _later(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    def _on_growth(self, draft: Draft) -> None:
+        self._grown[draft.message_id] = draft
+        self._to_write.set()
+
+    async def _write(self) -> None:
+        pause = Pause()
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            grown, self._grown = self._grown, {}
+            drafts = [draft for draft in grown.values() if self._drafts.get(draft.message_id) is draft]
+            try:
+                for at in range(0, len(drafts), _LOGS_AT_ONCE):
+                    await self._append(drafts[at : at + _LOGS_AT_ONCE])
+            except LOST as error:
+                if pause.tries == 0:
+                    log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
+            except Exception:
+                log.exception("writing the token log failed; trying again")
+            else:
+                heed_cancellation()
+                if pause.reset():
+                    log.info("the token log is back")
+                await asyncio.sleep(_TICK_SECONDS)
+                continue
+            self._grown = grown | self._grown
+            self._to_write.set()
+            await pause.rest()
+
+    async def _append(self, drafts: Sequence[Draft]) -> None:
+        if not drafts:
+            return
+        growths = [Growth(draft.name, draft.logged, draft.since(draft.logged)) for draft in drafts]
+        # What readers lack is what the log lacks, but where the log was lost: they have more than it then.
+        unseen = [
+            growth.events if draft.logged == draft.buffer.length else draft.since(draft.buffer.length)
+            for draft, growth in zip(drafts, growths, strict=True)
+        ]
+        lengths = [draft.length for draft in drafts]
+        ends = await self._log.append(growths)
+        for draft, length, end, events in zip(drafts, lengths, ends, unseen, strict=True):
+            if end > length:
+                # Ended by somebody else, who believes this process dead: the database tells whose it is.
+                self._lost(draft.message_id)
+                continue
+            draft.logged = end
+            if end < length:
+                # The log was lost, or is an older one: once more, from where it ends.
+                self._on_growth(draft)
+            elif not draft.buffer.closed:
+                extend(draft.buffer, events)
+
+    async def _keep(self) -> None:
+        """Keep the logs of silent answers, and find out when one was lost."""
+        while True:
+            await asyncio.sleep(_KEEP_SECONDS)
+            for draft in list(self._drafts.values()):
+                self._on_growth(draft)
+
+    async def _end(self, name: LogName) -> None:
+        pause = Pause()
+        while pause.tries < _END_TRIES:
+            try:
+                await self._log.end(name)
+            except LOST:
+                await pause.rest()
+            else:
+                return
+        log.warning("the end of an answer is not in the token log; its readers look for it in the database")
+
+    async def _follow(self) -> None:
+        pause = Pause()
+        while True:
+            offsets = {
+                buffer.name: buffer.length
+                for buffer in list(self._followed.values())
+                if not buffer.closed and not buffer.sealed
+            }
+            if not offsets:
+                self._to_follow.clear()
+                await self._to_follow.wait()
+                continue
+            try:
+                found = await self._log.wait(offsets)
+            except LOST as error:
+                if pause.tries == 0:
+                    log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
+                await pause.rest()
+                continue
+            except Exception:
+                log.exception("reading the token log failed; trying again")
+                await pause.rest()
+                continue
+            heed_cancellation()
+            if pause.reset():
+                log.info("the token log is back")
+            for name, entries in found.items():
+                self._take(self._followed.get(name.message_id), entries)
+
+    def _take(self, buffer: Followed | None, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if buffer is None or buffer.closed:
+                return
+            if entry.event is None:
+                buffer.sealed = True
+                self._later(self._finish_soon(buffer.message_id), f"end of {buffer.message_id}")
+                return
+            if not take_entry(buffer, entry):
+                # Not by any writer of ours. What the database has will have to do.
+                log.error("a token log has a gap", extra={"message_id": str(buffer.message_id)})
+                buffer.sealed = True
+
+    async def _finish_soon(self, message_id: UUID) -> None:
+        """The log is sealed: the end is in the database, or will be in a moment."""
+        for _ in range(_ENDS_SOON_TRIES):
+            await self._finish([message_id])
+            buffer = self._followed.get(message_id)
+            if buffer is None or buffer.closed or not buffer.sealed:
+                return
+            del buffer
+            await asyncio.sleep(_ENDS_SOON_SECONDS)
+
+    async def _look(self) -> None:
+        """Find ends that no log told of, and attempts that were begun anew."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            ids = [buffer.message_id for buffer in list(self._followed.values()) if not buffer.closed]
+            if ids:
+                await self._finish(ids)
+
+    async def _finish(self, ids: Sequence[UUID]) -> None:
+        try:
+            found = await self._find(ids)
+        except DatabaseUnavailableError as error:
+            log.warning("ends of answers wait for the database: %s", error)
+            return
+        for message_id in ids:
+            buffer, written = self._followed.get(message_id), found.get(message_id)
+            if buffer is None or buffer.closed:
+                continue
+            if written is None:
+                buffer.close()
+            elif written.record.ended:
+                end_buffer(buffer, written.record)
+            elif written.attempt is not None and written.attempt != buffer.name.attempt and buffer.length == 0:
+                buffer.name, buffer.sealed = LogName(message_id, written.attempt), False
+                self._to_follow.set()
+
+
+def extend(buffer: StreamBuffer, events: Iterable[ContentEvent]) -> None:
+    """Append events to a buffer that ends where they begin."""
+    for event in events:
+        if isinstance(event, Delta):
+            buffer.append_text(event.kind, event.text)
+        else:
+            buffer.append_part(event.part)
+
+
+def take_entry(buffer: StreamBuffer, entry: Entry) -> bool:
+    """Append what a buffer lacks of an entry; False where something before it is missing."""
+    event = entry.event
+    assert event is not None
+    start = entry.offset - (len(event.text) if isinstance(event, Delta) else 1)
+    if start > buffer.length:
+        return False
+    if entry.offset <= buffer.length:
+        return True
+    if isinstance(event, Delta):
+        buffer.append_text(event.kind, event.text[buffer.length - start :])
+    else:
+        buffer.append_part(event.part)
+    return True
+
+
+def end_buffer(buffer: StreamBuffer, message: MessageRecord) -> None:
+    """Give readers what they lack of a stored message, and its end."""
+    if buffer.closed:
+        return
+    try:
+        extend(buffer, list(replay(buffer.message_id, message.parts, buffer.length)))
+    except CursorAheadError:
+        # What is stored is less than what was shown. Each reader looks at the message, and is told so.
+        buffer.close()
+    else:
+        buffer.end(message)

@@ -1,0 +1,258 @@
+"""Several servers on one database and one Valkey: any of them serves any reader, and stops any answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from providers.base import TextDelta, TokenUsage
+from server.runtime import Server
+from tests.client import Client, GraphQLErrors, connect, text_of
+from tests.conftest import make_database, test_settings
+from tests.scripts import SCRIPTS
+from tests.valkey import ValkeyServer
+
+
+@dataclass
+class Nodes:
+    """Two servers, with the same user at both."""
+
+    valkey: ValkeyServer
+    servers: list[Server]
+    here: Client
+    there: Client
+
+
+Cluster: TypeAlias = tuple[ValkeyServer, list[Server]]
+
+
+@pytest.fixture(scope="module")
+async def cluster(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """A Valkey and two servers that share it."""
+    database_url = await make_database(postgres_url)
+    async with ValkeyServer() as valkey:
+        servers: list[Server] = []
+        try:
+            for name in ("one", "two"):
+                folder: Path = tmp_path_factory.mktemp(name)
+                settings = test_settings(database_url, folder, broadcast_url=valkey.url)
+                servers.append(Server(settings, providers=SCRIPTS.models()))
+                await servers[-1].start()
+            yield valkey, servers
+        finally:
+            for server in servers:
+                await server.drain()
+                await server.close()
+
+
+@pytest.fixture
+async def nodes(cluster: Cluster) -> AsyncIterator[Nodes]:
+    """A new user at both servers."""
+    valkey, servers = cluster
+    async with connect(servers[0].address) as here, connect(servers[1].address) as there:
+        await here.sign_in()
+        there.token, there.id = here.token, here.id
+        yield Nodes(valkey, servers, here, there)
+
+
+@asynccontextmanager
+async def driven(client: Client, question: str) -> AsyncIterator[tuple[str, asyncio.Queue[Any]]]:
+    """An answer that is written word by word; it is ended with the block if it is not before."""
+    turn = await client.send(question, model="driven")
+    queue = SCRIPTS.driven.queue(question)
+    try:
+        yield turn["assistantMessage"]["id"], queue
+    finally:
+        await queue.put(None)
+
+
+def question() -> str:
+    return f"question {time.monotonic_ns()}"
+
+
+async def test_the_other_server_reads_along_word_by_word(nodes: Nodes) -> None:
+    async with driven(nodes.here, question()) as (message_id, queue), nodes.there.reading(message_id) as reading:
+        for word in ("Grüß ", "🦉 ", "Ende"):
+            await queue.put(TextDelta(word))
+            payload = await reading.next()
+            assert payload is not None
+            assert payload["data"]["messageStream"]["text"] == word
+        await queue.put(TokenUsage(3, 3))
+        await queue.put(None)
+        payload = await reading.next()
+        assert payload is not None
+        ended = payload["data"]["messageStream"]["message"]
+        assert (ended["status"], ended["text"]) == ("COMPLETE", "Grüß 🦉 Ende")
+        assert await reading.next() is None
+
+
+async def test_from_every_cursor_the_other_server_gives_exactly_the_rest(nodes: Nodes) -> None:
+    words = [f"w{n}-🦉 " for n in range(12)]
+    async with driven(nodes.here, question()) as (message_id, queue):
+        cursors: list[str] = []
+        async with nodes.here.reading(message_id) as reading:
+            for word in words:
+                await queue.put(TextDelta(word))
+                payload = await reading.next()
+                assert payload is not None
+                cursors.append(payload["data"]["messageStream"]["cursor"])
+
+        async def rest(client: Client, after: str) -> str:
+            return text_of(await client.read(message_id, after))
+
+        reads = [asyncio.create_task(rest(nodes.there, cursor)) for cursor in cursors]
+        await asyncio.sleep(0)
+        await queue.put(TextDelta("the end"))
+        await queue.put(None)
+        for place, read in enumerate(reads):
+            assert await read == "".join(words[place + 1 :]) + "the end"
+    # And the same when it is over.
+    for place, cursor in enumerate(cursors):
+        assert await rest(nodes.there, cursor) == "".join(words[place + 1 :]) + "the end"
+
+
+async def test_a_stop_at_one_server_stops_the_other_within_a_second(nodes: Nodes) -> None:
+    asked = question()
+    async with driven(nodes.here, asked) as (message_id, queue):
+        await queue.put(TextDelta("so far"))
+        async with nodes.there.reading(message_id) as reading:
+            assert await reading.next() is not None
+            begun = time.monotonic()
+            stopped = await nodes.there.stop(message_id)
+            assert time.monotonic() - begun < 5  # a second by the promise; the rest for a busy machine
+            assert (stopped["status"], stopped["text"]) == ("STOPPED", "so far")
+            payload = await reading.next()
+            assert payload is not None
+            assert payload["data"]["messageStream"]["message"]["status"] == "STOPPED"
+        async with asyncio.timeout(10):
+            await SCRIPTS.driven.closing(asked).wait()
+
+
+async def test_a_thread_is_busy_at_every_server(nodes: Nodes) -> None:
+    asked = question()
+    turn = await nodes.here.send(asked, model="driven")
+    with pytest.raises(GraphQLErrors) as refused:
+        await nodes.there.send("And?", threadId=turn["thread"]["id"])
+    assert refused.value.code == "THREAD_BUSY"
+    await SCRIPTS.driven.queue(asked).put(None)
+
+
+async def test_equal_sends_at_both_servers_are_one(nodes: Nodes) -> None:
+    asked = question()
+    sends = (
+        client.send(asked, model="two-words", idempotencyKey="the-same") for client in (nodes.here, nodes.there) * 5
+    )
+    turns = await asyncio.gather(*sends)
+    assert len({turn["assistantMessage"]["id"] for turn in turns}) == 1
+
+
+LOSSES = ["FLUSHALL", "killed and started again", "frozen", "every connection cut"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_what_valkey_loses_no_reader_does(nodes: Nodes, loss: str) -> None:
+    words = [f"word{n} " for n in range(60)]
+    async with driven(nodes.here, question()) as (message_id, queue):
+
+        async def write() -> None:
+            for place, word in enumerate(words):
+                await queue.put(TextDelta(word))
+                await asyncio.sleep(0.005)
+                if place == 30:
+                    await lose(nodes.valkey, loss)
+            await queue.put(None)
+
+        reads = [asyncio.create_task(client.read(message_id)) for client in (nodes.here, nodes.there, nodes.there)]
+        await write()
+        for read in reads:
+            events = await read
+            assert text_of(events) == events[-1]["message"]["text"] == "".join(words)
+            assert events[-1]["message"]["status"] == "COMPLETE"
+
+
+async def lose(valkey: ValkeyServer, loss: str) -> None:
+    if loss == "FLUSHALL":
+        await valkey.run("FLUSHALL")
+    elif loss == "frozen":
+        valkey.freeze()
+        asyncio.get_running_loop().call_later(1.0, valkey.thaw)
+    elif loss == "every connection cut":
+        await valkey.run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await valkey.run("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
+    else:
+        valkey.kill()
+        await valkey.start()
+
+
+async def test_an_answer_ends_while_valkey_is_gone(nodes: Nodes) -> None:
+    async with (
+        driven(nodes.here, question()) as (message_id, queue),
+        nodes.here.reading(message_id) as own,
+        nodes.there.reading(message_id) as other,
+    ):
+        await queue.put(TextDelta("seen, "))
+        for reading in (own, other):
+            assert await reading.next() is not None
+        nodes.valkey.kill()
+        try:
+            await queue.put(TextDelta("not seen until the end"))
+            await queue.put(None)
+            for reading in (own, other):
+                events = [event async for event in reading.events()]
+                assert text_of(events) == "not seen until the end"
+                assert events[-1]["message"]["text"] == "seen, not seen until the end"
+        finally:
+            await nodes.valkey.start()
+
+
+async def test_a_cursor_of_the_future_is_refused_at_the_other_server_too(nodes: Nodes) -> None:
+    async with driven(nodes.here, question()) as (message_id, queue):
+        async with nodes.here.reading(message_id) as reading:
+            await queue.put(TextDelta("some"))
+            payload = await reading.next()
+            assert payload is not None
+        cursor = payload["data"]["messageStream"]["cursor"]
+        ahead = cursor.rpartition(".")[0] + ".1000"
+        read = asyncio.create_task(nodes.there.read(message_id, ahead))
+        await queue.put(None)
+        with pytest.raises(GraphQLErrors) as refused:
+            await read
+        assert refused.value.code == "CURSOR_AHEAD"
+
+
+async def test_what_another_server_writes_stays_its_owners(nodes: Nodes) -> None:
+    async with driven(nodes.here, question()) as (message_id, queue):
+        await queue.put(TextDelta("secret"))
+        async with nodes.there.reading(message_id) as reading:
+            assert await reading.next() is not None
+            # The buffer is there; it is nobody else's.
+            async with connect(nodes.servers[1].address) as stranger:
+                await stranger.sign_in()
+                with pytest.raises(GraphQLErrors) as refused:
+                    await stranger.read(message_id)
+                assert refused.value.code == "NOT_FOUND"
+
+
+async def test_changes_and_usage_are_told_at_the_other_server(nodes: Nodes) -> None:
+    async with nodes.there.subscribe("subscription { changes { __typename } }", {}) as changes:
+        turn = await nodes.here.send("hello")
+        await nodes.here.finish(turn["assistantMessage"]["id"])
+        assert await changes.next() is not None
+
+
+async def test_a_server_for_itself_alone_does_not_start_beside_them(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.runtime._SOLE_PATIENCE_SECONDS", 0.2)
+    from config import SettingsError
+
+    alone = Server(test_settings(str(cluster[1][0].settings.database_url), tmp_path))
+    with pytest.raises(SettingsError, match="another server uses this database"):
+        await alone.start()

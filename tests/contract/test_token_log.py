@@ -1,0 +1,375 @@
+"""The token log against a real Valkey: appending is idempotent and fenced, and what was lost is written anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.ids import new_id
+from models.parts import Part, TextPart, ToolPart, parts_to_json
+from models.records import MessageRecord, MessageRole, MessageStatus
+from streams.buffer import StreamBuffer, parts_of
+from streams.ending import Written
+from streams.shared_hub import SharedHub
+from streams.token_log import LAST_ID, Growth, LogName, TokenLog
+from tests.valkey import ValkeyServer
+
+DEADLINE_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+async def valkey() -> AsyncIterator[ValkeyServer]:
+    """A server of this module; tests that kill it start it again."""
+    async with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def token_log(valkey: ValkeyServer) -> AsyncIterator[TokenLog]:
+    """A process's end of it."""
+    log = TokenLog(valkey.url)
+    yield log
+    await log.close()
+
+
+def written(message_id: UUID, *said: str | Part) -> StreamBuffer:
+    """A buffer with these texts and parts."""
+    buffer = StreamBuffer(message_id, new_id())
+    for part in said:
+        if isinstance(part, str):
+            buffer.append_text("TEXT", part)
+        else:
+            buffer.append_part(part)
+    return buffer
+
+
+def growth(buffer: StreamBuffer, offset: int = 0) -> Growth:
+    return Growth(LogName(buffer.message_id), offset, buffer.since(offset))
+
+
+async def held(log: TokenLog, message_id: UUID) -> list[Part]:
+    entries = await log.read(LogName(message_id), 0)
+    return parts_of([entry.event for entry in entries if entry.event is not None])
+
+
+SAID: tuple[str | Part, ...] = ("Grüß ", "🦉", ToolPart("c", "search", {"q": "🦉"}), "Ende")
+
+
+async def test_what_is_appended_is_read(token_log: TokenLog) -> None:
+    buffer = written(new_id(), *SAID)
+    assert await token_log.append([growth(buffer)]) == [buffer.length]
+    assert await held(token_log, buffer.message_id) == buffer.parts()
+
+
+async def test_an_append_whose_answer_was_lost_is_told_of_and_not_repeated(token_log: TokenLog) -> None:
+    buffer = written(new_id(), *SAID)
+    await token_log.append([growth(buffer)])
+    assert await token_log.append([growth(buffer)]) == [buffer.length]
+    assert await held(token_log, buffer.message_id) == buffer.parts()
+
+
+async def test_a_log_that_was_lost_is_not_continued_with_a_hole(valkey: ValkeyServer, token_log: TokenLog) -> None:
+    buffer = written(new_id(), *SAID)
+    await token_log.append([growth(buffer)])
+    await valkey.run("FLUSHALL")
+    before = buffer.length
+    buffer.append_text("TEXT", " und mehr")
+    assert await token_log.append([growth(buffer, before)]) == [0]
+    assert await held(token_log, buffer.message_id) == []
+    assert await token_log.append([growth(buffer)]) == [buffer.length]
+    assert await held(token_log, buffer.message_id) == buffer.parts()
+
+
+async def test_behind_a_seal_nothing_can_be_appended(token_log: TokenLog) -> None:
+    buffer = written(new_id(), "shown")
+    await token_log.append([growth(buffer)])
+    assert await token_log.sealed(LogName(buffer.message_id)) == [TextPart("shown")]
+    before = buffer.length
+    buffer.append_text("TEXT", " by a zombie")
+    assert await token_log.append([growth(buffer, before)]) == [LAST_ID]
+    assert await token_log.sealed(LogName(buffer.message_id)) == [TextPart("shown")]
+
+
+async def test_an_answer_of_which_nothing_was_logged_can_be_sealed(token_log: TokenLog) -> None:
+    buffer = written(new_id(), "too late")
+    assert await token_log.sealed(LogName(buffer.message_id)) == []
+    assert await token_log.append([growth(buffer)]) == [LAST_ID]
+
+
+async def test_another_attempt_has_a_log_of_its_own(token_log: TokenLog) -> None:
+    buffer = written(new_id(), "again")
+    await token_log.sealed(LogName(buffer.message_id, 1))
+    assert await token_log.append([Growth(LogName(buffer.message_id, 2), 0, buffer.since(0))]) == [buffer.length]
+
+
+async def test_every_log_expires(valkey: ValkeyServer, token_log: TokenLog) -> None:
+    buffer = written(new_id(), "x")
+    await token_log.append([growth(buffer)])
+    key = LogName(buffer.message_id).key
+    assert 0 < int(str(await valkey.run("PTTL", key))) <= 3_600_000
+    await token_log.end(LogName(buffer.message_id))
+    assert 0 < int(str(await valkey.run("PTTL", key))) <= 300_000
+
+
+async def evalsha_calls(valkey: ValkeyServer) -> int:
+    stats = await valkey.run("INFO", "commandstats")
+    assert isinstance(stats, dict)
+    return int(stats["cmdstat_evalsha"]["calls"])
+
+
+async def test_many_logs_are_appended_to_in_one_command(valkey: ValkeyServer, token_log: TokenLog) -> None:
+    buffers = [written(new_id(), *SAID) for _ in range(100)]
+    await token_log.append([growth(buffers[0])])  # the script is there from now on
+    before = await evalsha_calls(valkey)
+    ends = await token_log.append([growth(buffer) for buffer in buffers])
+    assert ends == [buffer.length for buffer in buffers]
+    assert await evalsha_calls(valkey) - before == 1
+
+
+class Database:
+    """What the database says of messages, as a test sets it."""
+
+    def __init__(self) -> None:
+        self.written: dict[UUID, Written] = {}
+
+    async def find(self, ids: Sequence[UUID]) -> dict[UUID, Written]:
+        """Those that there are."""
+        return {key: self.written[key] for key in ids if key in self.written}
+
+    def begin(self, message_id: UUID, owner_id: UUID, attempt: int = 1) -> None:
+        """An answer is being written."""
+        self.written[message_id] = Written(record(message_id, owner_id, MessageStatus.STREAMING), attempt)
+
+    def end(self, message_id: UUID, parts: list[Part], status: MessageStatus = MessageStatus.COMPLETE) -> MessageRecord:
+        """Its end is stored."""
+        ended = record(message_id, self.written[message_id].record.owner_id, status, parts)
+        self.written[message_id] = Written(ended, None)
+        return ended
+
+
+def record(message_id: UUID, owner_id: UUID, status: MessageStatus, parts: list[Part] | None = None) -> MessageRecord:
+    now = datetime.now(UTC)
+    return MessageRecord(
+        id=message_id,
+        owner_id=owner_id,
+        thread_id=new_id(),
+        parent_id=None,
+        depth=1,
+        role=MessageRole.ASSISTANT,
+        status=status,
+        parts_json=parts_to_json(parts or []),
+        model="m",
+        failure=None,
+        tokens=None,
+        duration_ms=None,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+class Node:
+    """A process's hub, with what it was told to give up."""
+
+    def __init__(self, valkey: ValkeyServer, database: Database) -> None:
+        self.log = TokenLog(valkey.url)
+        self.lost: list[UUID] = []
+        self.hub = SharedHub(self.log, database.find, self.lost.append)
+
+    async def __aenter__(self) -> Node:
+        self.hub.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.hub.stop()
+        await self.log.close()
+
+
+async def until_length(buffer: StreamBuffer, length: int) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while buffer.length < length and not buffer.closed:
+            await buffer.wait(buffer.length)
+    assert buffer.length == length
+
+
+async def message_at_the_end(buffer: StreamBuffer) -> MessageRecord | None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not buffer.closed:
+            await buffer.wait(buffer.length)
+    return buffer.ended.message if buffer.ended else None
+
+
+async def test_readers_everywhere_see_what_is_written_somewhere(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer, Node(valkey, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        assert followed.owner_id == owner_id
+        own = writer.hub.get(message_id)
+        assert own is not None
+        for part in SAID:
+            if isinstance(part, str):
+                draft.append_text("TEXT", part)
+            else:
+                draft.append_part(part)
+            await until_length(followed, draft.length)
+            await until_length(own, draft.length)
+        assert followed.parts() == own.parts() == draft.parts()
+        ended = database.end(message_id, draft.parts())
+        writer.hub.remove(message_id)
+        draft.end(ended)
+        assert await message_at_the_end(followed) == ended
+
+
+async def test_nothing_is_shown_that_the_log_does_not_have(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer:
+        draft = writer.hub.open(message_id, owner_id)
+        own = writer.hub.get(message_id)
+        assert own is not None
+        draft.append_text("TEXT", "logged ")
+        await until_length(own, 7)
+        valkey.freeze()
+        try:
+            draft.append_text("TEXT", "not logged")
+            # Two ticks and more of a log that does not answer.
+            await asyncio.sleep(0.3)
+            assert own.length == 7
+        finally:
+            valkey.thaw()
+        await until_length(own, draft.length)
+        assert own.parts() == draft.parts()
+
+
+async def test_a_server_that_comes_back_empty_is_given_everything_again(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer, Node(valkey, database) as late:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        own = writer.hub.get(message_id)
+        assert own is not None
+        draft.append_text("TEXT", "before the end of the world ")
+        await until_length(own, draft.length)
+        valkey.kill()
+        await valkey.start()
+        # The model is silent: the log is found to be lost all the same.
+        followed = await late.hub.follow(message_id)
+        assert followed is not None
+        await until_length(followed, draft.length)
+        draft.append_text("TEXT", "and after it")
+        await until_length(followed, draft.length)
+        await until_length(own, draft.length)
+        assert followed.parts() == own.parts() == draft.parts()
+
+
+async def test_a_writer_that_was_given_up_is_told(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as zombie, Node(valkey, database) as other:
+        draft = zombie.hub.open(message_id, owner_id)
+        own = zombie.hub.get(message_id)
+        assert own is not None
+        draft.append_text("TEXT", "shown")
+        await until_length(own, 5)
+        assert await other.log.sealed(LogName(message_id)) == [TextPart("shown")]
+        draft.append_text("TEXT", " never shown")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not zombie.lost:
+                await asyncio.sleep(0.01)
+        assert zombie.lost[0] == message_id
+        assert own.length == 5
+
+
+async def test_readers_of_a_sealed_answer_get_the_end_when_it_is_stored(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer, Node(valkey, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        draft.append_text("TEXT", "half")
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        await until_length(followed, 4)
+        await reader.log.sealed(LogName(message_id))
+        await asyncio.sleep(0.2)  # sealed, but not stored yet
+        assert followed.ended is None  # the reader waits
+        ended = database.end(message_id, [TextPart("half")], MessageStatus.INTERRUPTED)
+        assert await message_at_the_end(followed) == ended
+
+
+async def test_an_end_of_which_no_log_tells_is_found(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as reader:
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        ended = database.end(message_id, [TextPart("from the database")])
+        assert await message_at_the_end(followed) == ended
+        assert followed.parts() == [TextPart("from the database")]
+
+
+async def test_an_attempt_that_begins_anew_is_followed(valkey: ValkeyServer) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as second, Node(valkey, database) as reader:
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        await second.log.sealed(LogName(message_id, 1))
+        draft = second.hub.open(message_id, owner_id, attempt=2)
+        database.begin(message_id, owner_id, attempt=2)
+        draft.append_text("TEXT", "the second try")
+        await until_length(followed, draft.length)
+
+
+async def test_a_buffer_lives_as_long_as_its_readers(valkey: ValkeyServer) -> None:
+    database, message_id = Database(), new_id()
+    async with Node(valkey, database) as reader:
+        database.begin(message_id, new_id())
+        followed = await reader.hub.follow(message_id)
+        assert reader.hub.get(message_id) is followed
+        del followed
+        assert reader.hub.get(message_id) is None
+
+
+PIECE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(
+        st.tuples(st.sampled_from(["TEXT", "REASONING", "PART"]), st.text(min_size=1, max_size=20)),
+        min_size=1,
+        max_size=30,
+    ),
+    lost=st.sets(st.integers(0, 29), max_size=3),
+)
+async def test_whatever_is_lost_between_appends_the_log_ends_equal_to_the_answer(
+    valkey: ValkeyServer, pieces: list[tuple[str, str]], lost: set[int]
+) -> None:
+    log = TokenLog(valkey.url)
+    buffer = StreamBuffer(new_id(), new_id())
+    name = LogName(buffer.message_id)
+    logged = 0
+    try:
+        for place, (kind, text) in enumerate(pieces):
+            if kind == "PART":
+                buffer.append_part(ToolPart("c", text))
+            else:
+                buffer.append_text("TEXT" if kind == "TEXT" else "REASONING", text)
+            if place in lost:
+                await valkey.run("DEL", name.key)
+            (logged,) = await log.append([Growth(name, logged, buffer.since(logged))])
+        while logged < buffer.length:
+            (logged,) = await log.append([Growth(name, logged, buffer.since(logged))])
+        assert await held(log, buffer.message_id) == buffer.parts()
+        # From every place on: exactly the rest.
+        for offset in range(buffer.length + 1):
+            entries = await log.read(name, offset)
+            assert all(entry.offset > offset for entry in entries)
+    finally:
+        await log.close()

@@ -1,0 +1,121 @@
+"""Several server processes on one database and one Valkey: killed, frozen and drained under their readers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests.client import Client, connect, text_of
+from tests.conftest import make_database
+from tests.e2e.test_process import STEADY, read_some, running
+from tests.process import ServerProcess
+from tests.valkey import ValkeyServer
+
+SCRIPTS = {"steady": {"wordsPerSecond": 200, "steps": [{"text": STEADY}]}}
+
+
+@pytest.fixture
+async def nodes(postgres_url: str, tmp_path: Path) -> AsyncIterator[list[ServerProcess]]:
+    """Two processes that share everything but their folders."""
+    scripts = tmp_path / "scripts.json"
+    scripts.write_bytes(orjson.dumps(SCRIPTS))
+    async with AsyncExitStack() as stack:
+        valkey = await stack.enter_async_context(ValkeyServer())
+        environment = {
+            "DATABASE_URL": await make_database(postgres_url),
+            "BROADCAST_URL": valkey.url,
+            "SESSION_SECRET": "s" * 32,
+            "SCRIPTED_MODELS_FILE": str(scripts),
+            "CHECKPOINT_SECONDS": "1",
+        }
+        folders = [{"DATA_DIR": str(tmp_path / name)} for name in ("one", "two")]
+        yield [await stack.enter_async_context(running(environment, **folder)) for folder in folders]
+
+
+async def at(stack: AsyncExitStack, nodes: list[ServerProcess]) -> list[Client]:
+    """One new user at every node."""
+    clients = [await stack.enter_async_context(connect(node.address)) for node in nodes]
+    await clients[0].sign_in()
+    for client in clients[1:]:
+        client.token, client.id = clients[0].token, clients[0].id
+    return clients
+
+
+async def test_two_servers_that_start_at_once_migrate_once(nodes: list[ServerProcess]) -> None:
+    async with AsyncExitStack() as stack:
+        for client in await at(stack, nodes):
+            assert (await client.run("{ viewer { id } }"))["viewer"]["id"] == client.id
+
+
+async def test_what_a_killed_server_had_shown_is_kept_and_told_by_the_other(nodes: list[ServerProcess]) -> None:
+    async with AsyncExitStack() as stack:
+        here, there = await at(stack, nodes)
+        message_id = (await here.send("go", model="steady"))["assistantMessage"]["id"]
+        seen_there = asyncio.create_task(there.read(message_id))
+        held, cursor = await read_some(here, message_id, 1_000)
+        await nodes[0].end(signal.SIGKILL)
+        killed = time.monotonic()
+        events = await seen_there
+        assert time.monotonic() - killed < 15
+        ended = events[-1]["message"]
+        assert (ended["status"], ended["error"]["code"]) == ("INTERRUPTED", "SERVER_LOST")
+        assert text_of(events) == ended["text"]
+        assert STEADY.startswith(ended["text"])
+        # Also what a reader at the dead server was shown last, though no checkpoint had it.
+        assert ended["text"].startswith(held)
+        rest = await there.read(message_id, cursor)
+        assert held + text_of(rest) == ended["text"]
+        # The thread is free.
+        turn = await there.retry(message_id, model="steady")
+        await there.stop(turn["assistantMessage"]["id"])
+
+
+async def test_a_frozen_server_that_wakes_can_neither_append_nor_finish(nodes: list[ServerProcess]) -> None:
+    async with AsyncExitStack() as stack:
+        here, there = await at(stack, nodes)
+        message_id = (await here.send("go", model="steady"))["assistantMessage"]["id"]
+        reading = asyncio.create_task(there.read(message_id))
+        await read_some(there, message_id, 500)
+        nodes[0].process.send_signal(signal.SIGSTOP)
+        events = await reading
+        ended = events[-1]["message"]
+        assert (ended["status"], text_of(events)) == ("INTERRUPTED", ended["text"])
+        nodes[0].process.send_signal(signal.SIGCONT)
+        # Awake and asked: what it says is what was stored, and stays so.
+        awake = await here.read(message_id)
+        assert text_of(awake) == ended["text"]
+        turn = await here.send("still alive?", model="steady")
+        await read_some(here, turn["assistantMessage"]["id"], 100)
+        await here.stop(turn["assistantMessage"]["id"])
+        assert await there.message(message_id) == ended
+
+
+async def test_a_drained_server_sends_its_readers_to_the_other(nodes: list[ServerProcess]) -> None:
+    async with AsyncExitStack() as stack:
+        here, there = await at(stack, nodes)
+        message_id = (await there.send("go", model="steady"))["assistantMessage"]["id"]
+        held, cursor = "", None
+
+        async def follow() -> None:
+            nonlocal held, cursor
+            async with here.reading(message_id) as reading:
+                async for event in reading.events():
+                    held, cursor = held + event["text"], event["cursor"]
+
+        await read_some(here, message_id, 100)
+        following = asyncio.create_task(follow())
+        ending = asyncio.create_task(nodes[0].end(signal.SIGTERM))
+        with pytest.raises(ConnectionError, match="1012"):
+            await following
+        assert await ending == 0
+        # The rest at the other one, from where the first was left.
+        rest = asyncio.create_task(there.read(message_id, cursor))
+        stopped = await there.stop(message_id)
+        assert held + text_of(await rest) == stopped["text"]
