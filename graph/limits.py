@@ -30,6 +30,7 @@ from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
 
 from graph.errors import code_error
+from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ErrorCode
 from services.messages import MAX_SIBLINGS
 from services.paging import DEFAULT_PAGE, MAX_NODES, MAX_PAGE
@@ -54,7 +55,10 @@ _LISTS = {
     "siblings": MAX_SIBLINGS,
     "shares": MAX_SHARES,
     "parts": 4,
-    "models": 20,
+    "models": MAX_MODELS,
+    "providerKeys": 20,
+    "customProviders": MAX_PROVIDERS,
+    "customModels": MAX_MODELS,
     "buckets": 30,
     "byModel": 20,
     "snippet": MAX_SNIPPET_PARTS,

@@ -15,10 +15,12 @@ from graph.scalars import SCALARS
 from resolvers.account import AccountMutation
 from resolvers.attachments import AttachmentMutation, AttachmentQuery
 from resolvers.changes import ChangeSubscription
+from resolvers.custom_providers import CustomProviderMutation
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
 from resolvers.models import ModelQuery
 from resolvers.nodes import NodeQuery
 from resolvers.projects import ProjectMutation, ProjectQuery
+from resolvers.provider_keys import ProviderKeyMutation
 from resolvers.search import SearchQuery
 from resolvers.settings import SettingsMutation, SettingsQuery
 from resolvers.sharing import SharingMutation, SharingQuery
@@ -36,6 +38,7 @@ _ERROR_CODES = {
     "CONFLICT": "The idempotency key was used with other input.",
     "THREAD_BUSY": "An answer is being written in the thread.",
     "MODEL_UNAVAILABLE": "No such model is offered.",
+    "PROVIDER_KEY_MISSING": "The model is known, but no key leads you to it: add one of yours, or enter it again.",
     "BUDGET_EXCEEDED": "The operator's budget for a user leaves no room for an answer; `resetsAt` (RFC 3339) says when "
     "it is renewed, `retryAfter` in how many seconds.",
     "CURSOR_INVALID": "Not a cursor of this list or of a message stream.",
@@ -93,6 +96,8 @@ class Mutation(
     SharingMutation,
     AttachmentMutation,
     SettingsMutation,
+    ProviderKeyMutation,
+    CustomProviderMutation,
     AccountMutation,
 ):
     """Root of mutations."""

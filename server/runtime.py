@@ -27,13 +27,15 @@ from server.account_files import AccountFiles
 from server.app import Application
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
+from server.vault import open_vault
 from services.accounts import Accounts
 from services.attachments import AttachmentLimits, Attachments
 from services.backfills.background import BackgroundBackfills
-from services.backfills.registry import BACKFILLS
+from services.backfills.registry import backfills
 from services.budgets import BudgetLimits, Budgets
 from services.changes import Changes
 from services.claims import Claims
+from services.custom_providers import CustomProviders
 from services.exports import Exports
 from services.forks import Forks
 from services.generation import GenerationLimits, Generations
@@ -43,6 +45,7 @@ from services.keys import KeySet
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.projects import Projects
+from services.provider_keys import ProviderKeys
 from services.search import Search
 from services.settings import UserSettings
 from services.sharing import Sharing
@@ -69,6 +72,7 @@ _LOOK_SECONDS = 2.0
 _SWEEP_SECONDS = 30.0
 _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
+_KEYED_PROVIDERS = ("openai", "anthropic", "google", "groq", "openrouter")
 
 
 class Server:
@@ -120,6 +124,7 @@ class Server:
         stack.push_async_callback(keys.close)
         # Before the database is opened: what is wrong with the settings is said at once.
         trusted = issuers(settings, keys.fetch)
+        vault = open_vault(settings)
         self.database = await self._open_database()
         self.hub = Hub()
         self.channel = BroadcastChannel(MemoryBackend())
@@ -153,6 +158,14 @@ class Server:
         )
         # Nobody else can be alive on this database: what is live in it was lost with the process before.
         await reaper.reap(all_others=True)
+        provider_keys = self.provider_keys = ProviderKeys(self.database, vault, lambda: _KEYED_PROVIDERS)
+        self.custom_providers = CustomProviders(
+            self.database,
+            provider_keys,
+            lambda: _KEYED_PROVIDERS,
+            check_endpoint=_well_formed_endpoint,
+            allowed=True,
+        )
         titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
         storage = self.storage = self._storage()
@@ -182,9 +195,9 @@ class Server:
         stack.push_async_callback(self.leases.stop)
         reaper.start()
         stack.push_async_callback(reaper.stop)
-        backfills = BackgroundBackfills(self.database, BACKFILLS)
-        backfills.start()
-        stack.push_async_callback(backfills.stop)
+        background = BackgroundBackfills(self.database, backfills(vault))
+        background.start()
+        stack.push_async_callback(background.stop)
         self.sweeper.start()
         stack.push_async_callback(self.sweeper.stop)
         stack.push_async_callback(self.generations.drain, 0)
@@ -391,7 +404,14 @@ class Server:
         return Services(
             sessions=sessions,
             identities=identities,
-            claims=Claims(self.database, sessions, end_live=self.generations.end_live, identities=identities),
+            claims=Claims(
+                self.database,
+                sessions,
+                end_live=self.generations.end_live,
+                identities=identities,
+                # In this order: the key of an endpoint that stays behind stays there, too.
+                take_overs=(self.custom_providers.take_over, self.provider_keys.take_over),
+            ),
             threads=threads,
             messages=messages,
             turns=turns,
@@ -401,6 +421,8 @@ class Server:
             models=models,
             projects=projects,
             settings=user_settings,
+            provider_keys=self.provider_keys,
+            custom_providers=self.custom_providers,
             forks=Forks(self.database),
             sharing=sharing,
             usage=Usage(self.database, self.wakeups),
@@ -443,6 +465,13 @@ class Server:
                 return bool(await connection.fetchval("SELECT true"))
         except (TimeoutError, DatabaseUnavailableError):
             return False
+
+
+async def _well_formed_endpoint(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("The base address is a URL of http or https, without a user name.")
+    return base_url.rstrip("/")
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -11,6 +11,7 @@ CallerError
 ├── ConflictError            the idempotency key was used for something else
 ├── ThreadBusyError          an answer is being written in this thread
 ├── ModelUnavailableError    no such model, or none at all
+├── ProviderKeyMissingError  the model is known, but no key leads this viewer to it
 ├── BudgetExceededError      the user has consumed what the operator allows for now
 ├── CursorInvalidError       not a cursor of this list or stream
 │   ├── CursorMismatchError  a cursor of another stream
@@ -37,6 +38,7 @@ class ErrorCode(StrEnum):
     CONFLICT = "CONFLICT"
     THREAD_BUSY = "THREAD_BUSY"
     MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
+    PROVIDER_KEY_MISSING = "PROVIDER_KEY_MISSING"
     BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
     CURSOR_INVALID = "CURSOR_INVALID"
     CURSOR_MISMATCH = "CURSOR_MISMATCH"
@@ -148,6 +150,15 @@ class ModelUnavailableError(CallerError):
 
     def __init__(self, *, field: str = "modelId") -> None:
         super().__init__("This model is not available; `models` lists those that are.", field=field)
+
+
+class ProviderKeyMissingError(CallerError):
+    """The model is known, but no key that can be used leads this viewer to it."""
+
+    code = ErrorCode.PROVIDER_KEY_MISSING
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="modelId")
 
 
 class BudgetExceededError(CallerError):
