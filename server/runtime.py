@@ -438,6 +438,7 @@ class Server:
         imports = self.imports = Imports(
             self.database,
             services.attachments,
+            services.custom_providers,
             folder=self.settings.data_dir / "imports",
             max_bytes=self.settings.max_import_bytes,
         )

@@ -6,8 +6,9 @@ alone: when the endpoint moves to another origin, the key is dropped unless a ne
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,20 @@ RETURNING {_MODEL_COLUMNS}
 _DELETE_MODEL = """
 DELETE FROM custom_models WHERE owner_id = $1 AND provider = $2 AND vendor_name = $3 RETURNING true
 """
+
+# What there is already stays, and so does the limit.
+_ADD_PROVIDER = f"""
+INSERT INTO custom_providers (id, owner_id, slug, name, base_url, format, created_at, updated_at)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8
+WHERE (SELECT count(*) FROM custom_providers WHERE owner_id = $2) < {MAX_PROVIDERS}
+ON CONFLICT (owner_id, slug) DO NOTHING RETURNING true
+"""  # noqa: S608
+_ADD_MODEL = f"""
+INSERT INTO custom_models (id, owner_id, {_MODEL_COLUMNS})
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10
+WHERE (SELECT count(*) FROM custom_models WHERE owner_id = $2) < {MAX_MODELS}
+ON CONFLICT (owner_id, provider, vendor_name) DO NOTHING RETURNING true
+"""  # noqa: S608
 
 # $1 becomes $2's. What $2 has under the same name stays, and so does what there is no room for: the oldest come first.
 _TAKE_OVER_PROVIDERS = f"""
@@ -337,20 +352,48 @@ class CustomProviders:
         await connection.execute(_TAKE_OVER_PROVIDERS, from_id, to_id)
         await connection.execute(_TAKE_OVER_MODELS, from_id, to_id)
 
-    async def importable(self, providers: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Of providers out of a file (slug, base address) those that could be saved now, with their normal address."""
-        found: dict[str, str] = {}
-        for slug, base_url in providers if self._allowed else ():
-            try:
-                self._check_slug(slug)
-                found[slug] = await self._checked_url(base_url)
-            except BadUserInputError:
-                continue
-        return found
+    async def acceptable(self, providers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Of rows out of a file those that could be saved now, with their base addresses in the normal form."""
+        if not self._allowed:
+            return []
+        outcomes = await asyncio.gather(*(self._accepted(row) for row in providers))
+        return [row for row in outcomes if row is not None]
 
-    def knows(self, provider: str) -> bool:
-        """Whether the server has a provider of this name, for everybody."""
-        return provider in self._names()
+    async def add(
+        self,
+        connection: Connection,
+        owner_id: UUID,
+        providers: Sequence[Mapping[str, Any]],
+        models: Sequence[Mapping[str, Any]],
+    ) -> tuple[int, int]:
+        """Add rows out of a file to what a user has, which stays as it is, as far as there is room.
+
+        Args:
+            providers: those that `acceptable` gave.
+            models: added if they are of a provider that the server knows, or of one of those that were added now.
+
+        Returns:
+            How many providers and models were added.
+        """
+        await connection.fetchval(_LOCK_USER, owner_id)
+        added: set[str] = set()
+        for row in providers:
+            values = (row["slug"], row["name"], row["base_url"], row["format"], row["created_at"], row["updated_at"])
+            if await connection.fetchval(_ADD_PROVIDER, new_id(), owner_id, *values):
+                added.add(row["slug"])
+        count = 0
+        for row in models:
+            if row["provider"] in added or row["provider"] in self._names():
+                values = tuple(row[column] for column in _MODEL_COLUMNS.split(", "))
+                count += bool(await connection.fetchval(_ADD_MODEL, new_id(), owner_id, *values))
+        return len(added), count
+
+    async def _accepted(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        try:
+            self._check_slug(row["slug"])
+            return {**row, "base_url": await self._checked_url(row["base_url"])}
+        except BadUserInputError:
+            return None
 
     def _check_slug(self, slug: str) -> None:
         if SLUG.fullmatch(slug) is None:

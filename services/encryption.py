@@ -2,8 +2,8 @@
 
 A stored key is: version (1 byte) | id of the operator's key (8) | nonce (12) | ciphertext and tag. What is in front of
 the nonce, the owner and the provider are authenticated with it: a ciphertext that was moved to another owner or
-provider cannot be read there. The id is a hash of the operator's key, so reading never tries keys, and rotation can tell what is
-left to be done.
+provider cannot be read there. The id is a hash of the operator's key, so reading never tries keys, and rotation can
+tell what is left to be done.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def kept_secret(file: Path) -> str:
             target.flush()
             os.fsync(descriptor)
         with suppress(FileExistsError):
-            made.hardlink_to(file)
+            file.hardlink_to(made)
     finally:
         made.unlink()
     return file.read_text()
