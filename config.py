@@ -6,6 +6,7 @@ table printed by `python -m server settings`, and a test compares the two.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -202,6 +203,31 @@ def _secret(value: str) -> str:
     return value
 
 
+_ENCRYPTION_KEY_BYTES = 32
+_HEX_KEY = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
+
+
+def _encryption_keys(value: str) -> tuple[bytes, ...]:
+    keys = tuple(map(_encryption_key, _names(value)))
+    if not keys or len(set(keys)) < len(keys):
+        raise ValueError("one or more different keys, separated by commas")
+    return keys
+
+
+def _encryption_key(text: str) -> bytes:
+    try:
+        # 64 hexadecimal digits are 48 bytes of base64, so nothing can be read in both ways.
+        key = bytes.fromhex(text) if _HEX_KEY.fullmatch(text) else base64.b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != _ENCRYPTION_KEY_BYTES:
+        raise ValueError(
+            f"keys of exactly {_ENCRYPTION_KEY_BYTES} bytes, each in base64 or as 64 hexadecimal digits, separated by "
+            "commas (openssl rand -base64 32 makes one)"
+        )
+    return key
+
+
 def _setting(env: str, parse: Callable[[str], Any], default: Any, why: str, *, secret: bool = False) -> Any:
     metadata = {"env": env, "parse": parse, "why": why, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
@@ -220,7 +246,10 @@ class Settings:
     )
     port: int = _setting("PORT", _integer(0, 65535), 8000, "Port to listen on; 0 takes a free one and prints it.")
     data_dir: Path = _setting(
-        "DATA_DIR", _path, Path("data").absolute(), "Where the embedded database, files and the session key live."
+        "DATA_DIR",
+        _path,
+        Path("data").absolute(),
+        "Where the embedded database, files and the keys that the server makes itself live.",
     )
     log_level: str = _setting(
         "LOG_LEVEL",
@@ -263,6 +292,14 @@ class Settings:
     )
     session_ttl_seconds: int = _setting(
         "SESSION_TTL_SECONDS", _integer(1, 31_536_000), 2_592_000, "Lifetime of an anonymous session (30 days)."
+    )
+    encryption_keys: tuple[bytes, ...] = _setting(
+        "ENCRYPTION_KEYS",
+        _encryption_keys,
+        (),
+        "Keys that users' own provider keys are encrypted with: the first encrypts, all decrypt (see docs/keys.md). "
+        "Unset: one is made and kept in `DATA_DIR`.",
+        secret=True,
     )
     auth_jwks_url: tuple[str, ...] = _setting(
         "AUTH_JWKS_URL",

@@ -13,6 +13,7 @@ from services.accounts import Accounts
 from services.attachments import Attachments
 from services.changes import Changes
 from services.claims import Claims
+from services.custom_providers import CustomProviders
 from services.errors import UnauthenticatedError, UnavailableError
 from services.exports import Exports
 from services.forks import Forks
@@ -21,6 +22,7 @@ from services.message_stream import MessageStream
 from services.messages import Messages
 from services.models import Models
 from services.projects import Projects
+from services.provider_keys import ProviderKeys
 from services.search import Search
 from services.settings import UserSettings
 from services.sharing import Sharing
@@ -45,6 +47,8 @@ class Services:
     models: Models
     projects: Projects
     settings: UserSettings
+    provider_keys: ProviderKeys
+    custom_providers: CustomProviders
     forks: Forks
     sharing: Sharing
     changes: Changes

@@ -7,6 +7,7 @@ the log line with the same id carries the rest: no exception text, SQL or stack 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from typing import Any
 
@@ -29,7 +30,7 @@ def format_errors(errors: list[GraphQLError]) -> list[dict[str, Any]]:
 
 def format_error(error: GraphQLError) -> dict[str, Any]:
     """One error as the GraphQL specification (section 7.1.2) has it, with `extensions.code`."""
-    shown: dict[str, Any] = {"message": _bounded(error.message)}
+    shown: dict[str, Any] = {"message": _bounded(_without_values(error.message))}
     if error.locations:
         shown["locations"] = [{"line": place.line, "column": place.column} for place in error.locations]
     if error.path is not None:
@@ -58,8 +59,24 @@ def code_error(code: ErrorCode, message: str) -> GraphQLError:
     return GraphQLError(message, extensions={"code": code.value})
 
 
+# What graphql-core repeats of what it refuses: a value of a variable or in the document, or a token of it.
+_REPEATED = (
+    (re.compile(r"(?<=\?) Found: .*", re.DOTALL), ""),
+    (re.compile(r"[.,;]? [Ff]ound: .*", re.DOTALL), "."),
+    (re.compile(r"( cannot represent [^:]*): .*", re.DOTALL), r"\1."),
+    (re.compile(r"\b(Name|Int|Float|String|BlockString) '.*", re.DOTALL), r"\1."),
+)
+
+
+def _without_values(message: str) -> str:
+    """A message of graphql-core that repeats no value: it may be a user's key, or all of an input with one in it."""
+    for pattern, replacement in _REPEATED:
+        message = pattern.sub(replacement, message)
+    return message
+
+
 def _bounded(message: str) -> str:
-    """graphql-core repeats the value it refuses, however long."""
+    """Names, which are repeated, may be long."""
     return message if len(message) <= _MAX_MESSAGE_CHARS else message[: _MAX_MESSAGE_CHARS - 1] + "…"
 
 

@@ -30,6 +30,7 @@ from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
 
 from graph.errors import code_error
+from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ErrorCode
 from services.messages import MAX_SIBLINGS
 from services.paging import DEFAULT_PAGE, MAX_NODES, MAX_PAGE
@@ -47,6 +48,8 @@ MAX_COST = 50_000
 _INTROSPECTION_DEPTH = 16
 _CACHED_DOCUMENTS = 1_000
 _CACHED_CHARS = 100_000
+# A key may stand in the document itself; none is kept for longer than it takes to store it.
+_NEVER_CACHED = ("setProviderKey", "saveCustomProvider")
 
 # Fields that give lists, and how long they can be; pages are as long as they are asked to be.
 _PAGES = frozenset({"threads", "messages", "projects", "attachments", "search"})
@@ -54,7 +57,10 @@ _LISTS = {
     "siblings": MAX_SIBLINGS,
     "shares": MAX_SHARES,
     "parts": 4,
-    "models": 20,
+    "models": MAX_MODELS,
+    "providerKeys": 20,
+    "customProviders": MAX_PROVIDERS,
+    "customModels": MAX_MODELS,
     "buckets": 30,
     "byModel": 20,
     "snippet": MAX_SNIPPET_PARTS,
@@ -186,7 +192,7 @@ class DocumentLimits(SchemaExtension):
         else:
             assert context.graphql_document is not None
             known = self._check(context.graphql_document)
-            if len(query) <= _CACHED_CHARS:
+            if len(query) <= _CACHED_CHARS and not any(name in query for name in _NEVER_CACHED):
                 self.checked[query] = known
             if len(self.checked) > _CACHED_DOCUMENTS:
                 self.checked.popitem(last=False)

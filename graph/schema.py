@@ -15,10 +15,12 @@ from graph.scalars import SCALARS
 from resolvers.account import AccountMutation
 from resolvers.attachments import AttachmentMutation, AttachmentQuery
 from resolvers.changes import ChangeSubscription
+from resolvers.custom_providers import CustomProviderMutation
 from resolvers.messages import MessageMutation, MessageQuery, MessageSubscription
 from resolvers.models import ModelQuery
 from resolvers.nodes import NodeQuery
 from resolvers.projects import ProjectMutation, ProjectQuery
+from resolvers.provider_keys import ProviderKeyMutation
 from resolvers.search import SearchQuery
 from resolvers.settings import SettingsMutation, SettingsQuery
 from resolvers.sharing import SharingMutation, SharingQuery
@@ -94,6 +96,8 @@ class Mutation(
     SharingMutation,
     AttachmentMutation,
     SettingsMutation,
+    ProviderKeyMutation,
+    CustomProviderMutation,
     AccountMutation,
 ):
     """Root of mutations."""

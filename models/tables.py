@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tortoise import fields
-from tortoise.contrib.postgres.fields import TSVectorField
+from tortoise.contrib.postgres.fields import ArrayField, TSVectorField
 from tortoise.fields.db_defaults import Now
 from tortoise.indexes import Index
 from tortoise.migrations.constraints import CheckConstraint, UniqueConstraint
@@ -448,12 +448,83 @@ class Setting(Model):
         "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
     )
     default_model = fields.TextField(null=True)
+    title_model = fields.TextField(null=True)
+    # What models are told of the user.
+    user_name = fields.TextField(null=True)
+    user_traits = fields.TextField(null=True)
+    user_context = fields.TextField(null=True)
     created_at = fields.DatetimeField(db_default=Now())
     updated_at = fields.DatetimeField(db_default=Now())
 
     class Meta:
         table = "settings"
         constraints = (UniqueConstraint(fields=("owner_id",), name="settings_once"),)
+
+
+class ProviderKey(Model):
+    """A user's own key for a provider, encrypted (services/encryption.py); `last_four` is empty where it is short.
+
+    `provider` is a name that the server knows, or `custom:` and the slug of a custom provider of the same owner.
+    """
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    provider = fields.TextField()
+    ciphertext = fields.BinaryField()
+    last_four = fields.TextField()
+    created_at = fields.DatetimeField(db_default=Now())
+    updated_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "provider_keys"
+        constraints = (UniqueConstraint(fields=("owner_id", "provider"), name="provider_keys_once"),)
+
+
+class CustomProvider(Model):
+    """An endpoint that a user named. Its key, if it has one, is in `provider_keys` as `custom:` and the slug."""
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    slug = fields.TextField()
+    name = fields.TextField()
+    base_url = fields.TextField()
+    format = fields.CharField(max_length=18)
+    created_at = fields.DatetimeField(db_default=Now())
+    updated_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "custom_providers"
+        constraints = (
+            UniqueConstraint(fields=("owner_id", "slug"), name="custom_providers_once"),
+            CheckConstraint(
+                check="format in ('CHAT_COMPLETIONS', 'ANTHROPIC_MESSAGES')", name="custom_providers_format"
+            ),
+        )
+
+
+class CustomModel(Model):
+    """A model that a user named. `provider` is the slug of one of theirs, or a name that the server knows."""
+
+    id = fields.UUIDField(primary_key=True)
+    owner: fields.ForeignKeyRelation[Any] = fields.ForeignKeyField(
+        "threadgraph.User", related_name=False, on_delete=fields.CASCADE, db_index=False
+    )
+    provider = fields.TextField()
+    vendor_name = fields.TextField()
+    name = fields.TextField()
+    abilities = ArrayField(element_type="text")
+    context_tokens = fields.IntField(null=True)
+    max_output_tokens = fields.IntField(null=True)
+    created_at = fields.DatetimeField(db_default=Now())
+    updated_at = fields.DatetimeField(db_default=Now())
+
+    class Meta:
+        table = "custom_models"
+        constraints = (UniqueConstraint(fields=("owner_id", "provider", "vendor_name"), name="custom_models_once"),)
 
 
 class Change(Model):

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -18,8 +18,10 @@ from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres
 from models.ids import IdKind, outside_id
 from server.progress import ProgressLine
-from services.backfills.registry import BACKFILLS
+from server.vault import open_vault
+from services.backfills.registry import backfills
 from services.backfills.runner import (
+    Backfill,
     BackfillProgress,
     BackfillRunningError,
     BackfillState,
@@ -49,9 +51,9 @@ async def run_command(arguments: Namespace, settings: Settings) -> int:
         async with open_database(settings) as database:
             match arguments.command:
                 case "backfill" if arguments.name is None:
-                    return await _list_backfills(database)
+                    return await _list_backfills(backfills(open_vault(settings)), database)
                 case "backfill":
-                    return await _backfill(arguments, database)
+                    return await _backfill(arguments, backfills(open_vault(settings)), database)
                 case "seed":
                     return await _seed(arguments, settings, database)
             print("The tables are those of this version.")
@@ -90,10 +92,10 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             await asyncio.to_thread(postgres.stop)
 
 
-async def _backfill(arguments: Namespace, database: Database) -> int:
-    backfill = next((one for one in BACKFILLS if one.name == arguments.name), None)
+async def _backfill(arguments: Namespace, known_ones: Sequence[Backfill], database: Database) -> int:
+    backfill = next((one for one in known_ones if one.name == arguments.name), None)
     if backfill is None:
-        known = ", ".join(one.name for one in BACKFILLS)
+        known = ", ".join(one.name for one in known_ones)
         print(f"There is no backfill {arguments.name!r}; there are: {known}.", file=sys.stderr)
         return 2
     state = await _state(database, backfill.name)
@@ -124,11 +126,13 @@ async def _backfill(arguments: Namespace, database: Database) -> int:
         print(f"{backfill.name}: would write {written} rows. Nothing was written.")
     else:
         print(f"{backfill.name}: finished, {progress.rows_done:,} rows looked at; this run wrote {written}.")
+    if note := backfill.note():
+        print(note)
     return 0
 
 
-async def _list_backfills(database: Database) -> int:
-    for backfill in BACKFILLS:
+async def _list_backfills(known_ones: Sequence[Backfill], database: Database) -> int:
+    for backfill in known_ones:
         state = await _state(database, backfill.name)
         print(f"{backfill.name:<20} {_state_text(state)}\n{'':<20} {backfill.description}")
     return 0

@@ -21,9 +21,9 @@ from models.parts import Part
 from providers.base import Provider
 from providers.catalog import Catalog, CatalogError, load_catalog
 from providers.endpoints import Endpoints
-from providers.guard import EndpointGuard
+from providers.guard import EndpointGuard, EndpointRefusedError, Resolve
 from providers.http import Deadlines, make_client_session
-from providers.registry import NOTHING_OWN, ModelRecord, ModelRegistry, OwnAccess, UnknownModelError
+from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.account_files import AccountFiles
 from server.app import Application
@@ -31,13 +31,15 @@ from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
 from server.pages import Health
 from server.rates import Rates
+from server.vault import open_vault
 from services.accounts import Accounts
 from services.attachments import AttachmentLimits, Attachments
 from services.backfills.background import BackgroundBackfills
-from services.backfills.registry import BACKFILLS
+from services.backfills.registry import backfills
 from services.budgets import BudgetLimits, Budgets
 from services.changes import Changes
 from services.claims import Claims
+from services.custom_providers import CustomProviders
 from services.exports import Exports
 from services.forks import Forks
 from services.generation import GenerationLimits, Generations
@@ -47,7 +49,9 @@ from services.keys import KeySet
 from services.message_stream import MessageStream
 from services.messages import Messages
 from services.models import Models
+from services.own_access import OwnAccessReader
 from services.projects import Projects
+from services.provider_keys import ProviderKeys
 from services.search import Search
 from services.settings import UserSettings
 from services.sharing import Sharing
@@ -88,10 +92,18 @@ class Server:
     Args:
         settings: where and how to serve.
         providers: further models, for tests: each with the provider that streams it.
+        resolve: asks for the addresses of users' endpoints, for tests; None: the system's name server.
     """
 
-    def __init__(self, settings: Settings, *, providers: list[tuple[ModelRecord, Provider]] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        providers: list[tuple[ModelRecord, Provider]] | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
         self.settings = settings
+        self._resolve = resolve
         self._more_models = providers or []
         self._stack = AsyncExitStack()
         self._postgres: EmbeddedPostgres | None = None
@@ -132,6 +144,7 @@ class Server:
         # Before the database is opened: what is wrong with the settings is said at once.
         trusted = issuers(settings, keys.fetch)
         ingest = self._ingest()
+        vault = open_vault(settings)
         self.database = await self._open_database()
         self.hub, self.channel, sealed = await self._open_channel()
         self.leases = LeaseKeeper(
@@ -152,7 +165,16 @@ class Server:
         self.accounts = Accounts(self.database, self.generations)
         stack.push_async_callback(self.accounts.close)
         registry = await self._registry()
-        models = self.models = Models(self.database, registry, self._read_own)
+        provider_keys = self.provider_keys = ProviderKeys(self.database, vault, registry.providers.keys)
+        self.custom_providers = CustomProviders(
+            self.database,
+            provider_keys,
+            registry.providers.keys,
+            check_endpoint=self._checked_endpoint,
+            allowed=settings.custom_providers,
+        )
+        own = OwnAccessReader(provider_keys, self.custom_providers)
+        models = self.models = Models(self.database, registry, own.read)
         reaper = Reaper(
             self.database,
             living=lambda: [buffer.message_id for buffer in self.hub],
@@ -165,6 +187,8 @@ class Server:
         if not self._is_shared:
             # Nobody else can be alive on this database: what is live in it was lost with the process before.
             await reaper.reap(all_others=True)
+        # Nobody else can be alive on this database: what is live in it was lost with the process before.
+        await reaper.reap(all_others=True)
         titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
         storage = self.storage = self._storage()
@@ -194,9 +218,9 @@ class Server:
         stack.push_async_callback(self.leases.stop)
         reaper.start()
         stack.push_async_callback(reaper.stop)
-        backfills = BackgroundBackfills(self.database, BACKFILLS)
-        backfills.start()
-        stack.push_async_callback(backfills.stop)
+        background = BackgroundBackfills(self.database, backfills(vault))
+        background.start()
+        stack.push_async_callback(background.stop)
         self.sweeper.start()
         stack.push_async_callback(self.sweeper.stop)
         stack.push_async_callback(self.generations.drain, 0)
@@ -352,7 +376,9 @@ class Server:
 
     def _endpoints(self) -> Endpoints:
         settings = self.settings
-        self.guard = EndpointGuard(allowed=settings.custom_provider_allow, ports=settings.custom_provider_ports)
+        self.guard = EndpointGuard(
+            allowed=settings.custom_provider_allow, ports=settings.custom_provider_ports, resolve=self._resolve
+        )
         session, guarded = make_client_session(), self.guard.make_session()
         self._stack.push_async_callback(session.close)
         self._stack.push_async_callback(guarded.close)
@@ -363,8 +389,11 @@ class Server:
             anthropic_max_tokens=settings.anthropic_max_tokens,
         )
 
-    async def _read_own(self, connection: object, owner_id: UUID) -> OwnAccess:
-        return NOTHING_OWN
+    async def _checked_endpoint(self, base_url: str) -> str:
+        try:
+            return await self.guard.check(base_url)
+        except EndpointRefusedError as error:
+            raise ValueError(error.message) from None
 
     def _deadlines(self) -> Deadlines:
         idle = self.settings.provider_idle_seconds
@@ -445,7 +474,14 @@ class Server:
         return Services(
             sessions=sessions,
             identities=identities,
-            claims=Claims(self.database, sessions, end_live=self.generations.end_live, identities=identities),
+            claims=Claims(
+                self.database,
+                sessions,
+                end_live=self.generations.end_live,
+                identities=identities,
+                # In this order: the key of an endpoint that stays behind stays there, too.
+                take_overs=(self.custom_providers.take_over, self.provider_keys.take_over),
+            ),
             threads=threads,
             messages=messages,
             turns=turns,
@@ -455,6 +491,8 @@ class Server:
             models=models,
             projects=projects,
             settings=user_settings,
+            provider_keys=self.provider_keys,
+            custom_providers=self.custom_providers,
             forks=Forks(self.database),
             sharing=sharing,
             usage=Usage(self.database, self.wakeups),
@@ -470,6 +508,7 @@ class Server:
         imports = self.imports = Imports(
             self.database,
             services.attachments,
+            services.custom_providers,
             folder=self.settings.data_dir / "imports",
             max_bytes=self.settings.max_import_bytes,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -29,6 +29,8 @@ from services.viewer import Sessions, Viewer
 
 if TYPE_CHECKING:
     from asyncpg import Connection
+
+    TakeOver = Callable[[Connection, UUID, UUID], Awaitable[None]]
 
 _DEADLINE_SECONDS = 60.0
 # One statement may move the messages of years.
@@ -62,11 +64,22 @@ MERGED = {
             priced_requests = own.priced_requests + excluded.priced_requests,
             cost_micros = own.cost_micros + excluded.cost_micros
     """,
+    # Field by field: what was chosen in the session alone is not lost.
     "settings": """
+        WITH filled AS (
+            UPDATE settings own SET default_model = coalesce(own.default_model, theirs.default_model),
+                title_model = coalesce(own.title_model, theirs.title_model),
+                user_name = coalesce(own.user_name, theirs.user_name),
+                user_traits = coalesce(own.user_traits, theirs.user_traits),
+                user_context = coalesce(own.user_context, theirs.user_context)
+            FROM settings theirs WHERE own.owner_id = $2 AND theirs.owner_id = $1
+        )
         UPDATE settings SET owner_id = $2
         WHERE owner_id = $1 AND NOT EXISTS (SELECT FROM settings own WHERE own.owner_id = $2)
     """,
 }
+# These are encrypted for their owner, or go by rules of their own: their services know how.
+BY_SERVICES = ("custom_providers", "custom_models", "provider_keys")
 # These go with the anonymous user: no answer of theirs is being written any more, and their feed was theirs.
 LEFT = ("streams", "changes")
 # These come along with the rows that they are of, by triggers.
@@ -97,6 +110,8 @@ class Claims:
 
     Args:
         end_live: ends the answer that is being written in a thread, waiting for its end (see `Generations`).
+        take_overs: make what is not moved by a statement of this file another user's: called in the transaction with
+            the anonymous user and the one who claims, in this order.
     """
 
     def __init__(
@@ -106,11 +121,13 @@ class Claims:
         *,
         end_live: Callable[[UUID], Awaitable[None]],
         identities: Identities,
+        take_overs: Sequence[TakeOver],
     ) -> None:
         self._database = database
         self._sessions = sessions
         self._end_live = end_live
         self._identities = identities
+        self._take_overs = take_overs
 
     async def claim(self, viewer: Viewer, token: str) -> Claimed:
         """Make everything of an anonymous session the viewer's.
@@ -172,6 +189,8 @@ class Claims:
             counts[table] = int(done.rpartition(" ")[2])
         for merge in MERGED.values():
             await connection.execute(merge, anonymous_id, user_id)
+        for take_over in self._take_overs:
+            await take_over(connection, anonymous_id, user_id)
         await connection.execute("DELETE FROM users WHERE id = $1", anonymous_id, timeout=_STATEMENT_SECONDS)
         # The triggers that would tell of every row run now, while it is quiet, and not at the commit. One change tells
         # of all: what the viewer has is to be read anew.

@@ -19,9 +19,10 @@ from models.parts import parts_from_json, parts_to_json
 from models.records import MessageRole, MessageStatus
 from models.text import is_storable, storable_json
 from providers.base import FailureCode
+from services.custom_providers import ABILITIES, FORMATS, SLUG
 
 FORMAT = "threadgraph-export"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 # A member of more than this goes on in the next: none needs the 64-bit fields that some programs cannot read.
 MEMBER_BYTES = 1_500_000_000
@@ -102,6 +103,40 @@ class OneOf:
         return str(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Slug:
+    """A text of a fixed form."""
+
+    form: re.Pattern[str]
+
+    def written(self, value: str) -> str:
+        """As it is."""
+        return value
+
+    def read(self, value: Any) -> str:
+        """See `Kind.read`."""
+        if not isinstance(value, str) or self.form.fullmatch(value) is None:
+            raise LineError("has not the form that it should have")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Some of a few words, each once, in their order."""
+
+    words: tuple[str, ...]
+
+    def written(self, value: list[str]) -> list[str]:
+        """As they are."""
+        return value
+
+    def read(self, value: Any) -> list[str]:
+        """See `Kind.read`."""
+        if not isinstance(value, list) or value != [word for word in self.words if word in value]:
+            raise LineError("is not a list of some of " + ", ".join(self.words) + ", in this order")
+        return list(value)
+
+
 class Flag:
     """True or false."""
 
@@ -118,9 +153,10 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A whole number from 0 on."""
+    """A whole number from 0 on, or from another."""
 
     highest: int = _MAX_INT
+    lowest: int = 0
 
     def written(self, value: int) -> int:
         """As it is."""
@@ -128,8 +164,8 @@ class Count:
 
     def read(self, value: Any) -> int:
         """See `Kind.read`."""
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= self.highest:
-            raise LineError(f"is not a whole number from 0 to {self.highest}")
+        if not isinstance(value, int) or isinstance(value, bool) or not self.lowest <= value <= self.highest:
+            raise LineError(f"is not a whole number from {self.lowest} to {self.highest}")
         return value
 
 
@@ -229,12 +265,13 @@ def _is_part(part: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value of a line and the column it comes from and goes to."""
+    """A value of a line and the column it comes from and goes to; null in files of versions before `since`."""
 
     name: str
     column: str
     kind: Kind
     nullable: bool = False
+    since: int = 1
 
 
 @dataclass(frozen=True)
@@ -244,6 +281,7 @@ class Shape:
     name: str
     table: str
     fields: tuple[Field, ...]
+    since: int = 1
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -258,8 +296,8 @@ class Shape:
         }
         return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
 
-    def row(self, line: bytes) -> dict[str, Any]:
-        """A line as the values of a row, ids as the file has them.
+    def row(self, line: bytes, version: int = VERSION) -> dict[str, Any]:
+        """A line of a file of this version as the values of a row, ids as the file has them.
 
         Raises:
             LineError: it is none of this member's.
@@ -270,11 +308,12 @@ class Shape:
             values = None
         if not isinstance(values, dict):
             raise LineError("This is not a JSON object.")
-        if values.keys() != {field.name for field in self.fields}:
-            raise LineError("The fields are not those of this version: " + ", ".join(f.name for f in self.fields) + ".")
+        names = [field.name for field in self.fields if field.since <= version]
+        if values.keys() != set(names):
+            raise LineError("The fields are not those of this version: " + ", ".join(names) + ".")
         row: dict[str, Any] = {}
         for field in self.fields:
-            value = values[field.name]
+            value = values.get(field.name)
             if value is None and field.nullable:
                 row[field.column] = None
                 continue
@@ -293,7 +332,46 @@ _FLAG, _COUNT, _BIG, _TIME, _PARTS = Flag(), Count(), Count(_MAX_BIGINT), Time()
 _CREATED, _UPDATED = Field("createdAt", "created_at", _TIME), Field("updatedAt", "updated_at", _TIME)
 
 SETTINGS = Shape(
-    "settings", "settings", (Field("defaultModelId", "default_model", _MODEL, nullable=True), _CREATED, _UPDATED)
+    "settings",
+    "settings",
+    (
+        Field("defaultModelId", "default_model", _MODEL, nullable=True),
+        Field("titleModelId", "title_model", _MODEL, nullable=True, since=2),
+        Field("userName", "user_name", Text(4_000), nullable=True, since=2),
+        Field("userTraits", "user_traits", Text(40_000), nullable=True, since=2),
+        Field("userContext", "user_context", Text(40_000), nullable=True, since=2),
+        _CREATED,
+        _UPDATED,
+    ),
+)
+# Without their keys: a key is bound to its owner and in no export.
+CUSTOM_PROVIDERS = Shape(
+    "custom_providers",
+    "custom_providers",
+    (
+        Field("slug", "slug", Slug(SLUG)),
+        Field("name", "name", Text(4_000)),
+        Field("baseUrl", "base_url", Text(4_000)),
+        Field("format", "format", OneOf(frozenset(FORMATS))),
+        _CREATED,
+        _UPDATED,
+    ),
+    since=2,
+)
+CUSTOM_MODELS = Shape(
+    "custom_models",
+    "custom_models",
+    (
+        Field("provider", "provider", Text(4_000)),
+        Field("vendorName", "vendor_name", Text(4_000)),
+        Field("name", "name", Text(4_000)),
+        Field("abilities", "abilities", Words(ABILITIES)),
+        Field("contextTokens", "context_tokens", Count(lowest=1), nullable=True),
+        Field("maxOutputTokens", "max_output_tokens", Count(lowest=1), nullable=True),
+        _CREATED,
+        _UPDATED,
+    ),
+    since=2,
 )
 PROJECTS = Shape(
     "projects",
@@ -417,7 +495,18 @@ USAGE = Shape(
     ),
 )
 # In the order in which they are written and read: what is referred to stands before what refers to it.
-SHAPES = (SETTINGS, PROJECTS, ATTACHMENTS, THREADS, MESSAGES, SHARES, SHARE_MESSAGES, USAGE)
+SHAPES = (
+    SETTINGS,
+    CUSTOM_PROVIDERS,
+    CUSTOM_MODELS,
+    PROJECTS,
+    ATTACHMENTS,
+    THREADS,
+    MESSAGES,
+    SHARES,
+    SHARE_MESSAGES,
+    USAGE,
+)
 
 
 def bytes_name(attachment_id: UUID) -> str:

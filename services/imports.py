@@ -13,7 +13,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,6 +28,7 @@ import orjson
 from models.database import Database, DatabaseUnavailableError
 from models.parts import FilePart, Part, parts_from_json, parts_to_json
 from services.attachments import Attachments
+from services.custom_providers import MAX_MODELS, MAX_PROVIDERS, CustomProviders
 from services.errors import (
     ImportRefusedError,
     NotFoundError,
@@ -37,6 +38,8 @@ from services.errors import (
 )
 from services.export_format import (
     ATTACHMENTS,
+    CUSTOM_MODELS,
+    CUSTOM_PROVIDERS,
     FORMAT,
     MANIFEST,
     MESSAGES,
@@ -87,8 +90,15 @@ WHERE attachments.id = given.id AND owner_id = $3
 _LINK_FILES = "UPDATE attachments SET state = 'LINKED', expires_at = NULL WHERE id = ANY($1::uuid[])"
 # What the account has chosen already stays.
 _ADD_SETTINGS = """
-INSERT INTO settings (id, owner_id, default_model, created_at, updated_at) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (owner_id) DO NOTHING
+INSERT INTO settings AS own
+    (id, owner_id, default_model, title_model, user_name, user_traits, user_context, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (owner_id) DO UPDATE SET
+    default_model = coalesce(own.default_model, excluded.default_model),
+    title_model = coalesce(own.title_model, excluded.title_model),
+    user_name = coalesce(own.user_name, excluded.user_name),
+    user_traits = coalesce(own.user_traits, excluded.user_traits),
+    user_context = coalesce(own.user_context, excluded.user_context)
 """
 
 
@@ -100,9 +110,18 @@ class Imports:
         max_bytes: longest file.
     """
 
-    def __init__(self, database: Database, attachments: Attachments, *, folder: Path, max_bytes: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        attachments: Attachments,
+        custom_providers: CustomProviders,
+        *,
+        folder: Path,
+        max_bytes: int,
+    ) -> None:
         self._database = database
         self._attachments = attachments
+        self._custom_providers = custom_providers
         self._folder = folder
         self._max_bytes = max_bytes
         self._running = 0
@@ -154,10 +173,13 @@ class Imports:
                     check.end(shape)
                 counts = source.checked_counts()
                 source.check_files()
+                providers = await self._custom_providers.acceptable(
+                    await asyncio.to_thread(source.rows, CUSTOM_PROVIDERS)
+                )
                 stored: dict[UUID, datetime] = {}
                 try:
                     await self._store(viewer, source, ids, stored)
-                    await self._write(viewer, source, ids, stored)
+                    counts |= await self._write(viewer, source, ids, stored, providers)
                 except BaseException:
                     await asyncio.shield(self._discard(viewer, stored))
                     raise
@@ -200,13 +222,22 @@ class Imports:
             with suppress(NotFoundError, DatabaseUnavailableError):
                 await self._attachments.delete(viewer, attachment_id)
 
-    async def _write(self, viewer: Viewer, source: _Source, ids: _Ids, stored: dict[UUID, datetime]) -> None:
+    async def _write(
+        self,
+        viewer: Viewer,
+        source: _Source,
+        ids: _Ids,
+        stored: dict[UUID, datetime],
+        providers: Sequence[Mapping[str, Any]],
+    ) -> dict[str, int]:
+        """Write everything; how many rows of those were added that need not be as many as lines."""
+        models = await asyncio.to_thread(source.rows, CUSTOM_MODELS)
         try:
             async with self._database.session() as connection, connection.transaction():
                 await connection.execute(_QUIET)
                 await connection.execute(_DATE_FILES, list(stored), list(stored.values()), viewer.id)
                 for shape in SHAPES:
-                    if shape is ATTACHMENTS:
+                    if shape in (ATTACHMENTS, CUSTOM_PROVIDERS, CUSTOM_MODELS):
                         continue
                     columns = ids.columns(shape)
                     batches = (ids.translated(shape, batch, viewer.id) for batch in source.batches(shape))
@@ -217,10 +248,12 @@ class Imports:
                             await connection.copy_records_to_table(shape.table, records=rows, columns=columns)
                         if shape is MESSAGES and stored:
                             await _link(connection, columns, rows, stored)
+                added = await self._custom_providers.add(connection, viewer.id, providers, models)
                 # The last statement: its lock must come behind all others (see `record_change` in the migrations).
                 await connection.execute(_TELL, viewer.id)
         except asyncpg.ForeignKeyViolationError as error:
             raise UnauthenticatedError(_GONE) from error
+        return dict(zip((CUSTOM_PROVIDERS.name, CUSTOM_MODELS.name), added, strict=True))
 
     def _too_large(self) -> PayloadTooLargeError:
         return PayloadTooLargeError(f"The file is longer than {self._max_bytes} bytes.")
@@ -300,6 +333,7 @@ class _Source:
             raise ImportRefusedError("This is not a zip file, or not all of one.") from error
         self._counts: Counter[str] = Counter()
         self._announced: dict[str, Any] = {}
+        self._version = VERSION
         members = self._zip.infolist()
         names = [member.filename for member in members]
         if len(set(names)) < len(names):
@@ -310,7 +344,9 @@ class _Source:
         if sum(member.file_size for member in members) > max_bytes:
             raise PayloadTooLargeError(f"The file is longer than {max_bytes} bytes when it is unpacked.")
         self._check_manifest()
-        known = {MANIFEST} | {member for shape in SHAPES for member in self._members(shape)}
+        known = {MANIFEST} | {
+            member for shape in SHAPES if shape.since <= self._version for member in self._members(shape)
+        }
         self._files = {name for name in names if name.startswith("attachments/")}
         for name in names:
             if name not in known and name not in self._files:
@@ -324,12 +360,13 @@ class _Source:
             raise ImportRefusedError("This is not an export: it has no manifest.", member=MANIFEST) from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ImportRefusedError("This is not an export of an account.", member=MANIFEST)
-        if manifest.get("version") != VERSION:
-            raise ImportRefusedError(f"This server reads version {VERSION} of the format alone.", member=MANIFEST)
+        version = manifest.get("version")
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
+            raise ImportRefusedError(f"This server reads the format up to version {VERSION}.", member=MANIFEST)
         counts = manifest.get("counts")
-        if not isinstance(counts, dict) or counts.keys() != {shape.name for shape in SHAPES}:
+        if not isinstance(counts, dict) or counts.keys() != {s.name for s in SHAPES if s.since <= version}:
             raise ImportRefusedError("The counts are not there.", member=MANIFEST)
-        self._announced = counts
+        self._version, self._announced = version, counts
 
     def _members(self, shape: Shape) -> Iterator[str]:
         number = 1
@@ -360,12 +397,16 @@ class _Source:
         if batch:
             yield batch
 
+    def rows(self, shape: Shape) -> list[dict[str, Any]]:
+        """All rows of a shape that has few."""
+        return [line.row for batch in self.batches(shape) for line in batch]
+
     def _line(self, shape: Shape, member: str, number: int, line: bytes) -> _Line:
         self._counts[shape.name] += 1
         if sum(self._counts.values()) > MAX_ROWS:
             raise PayloadTooLargeError(f"The file has more than {MAX_ROWS} lines.")
         try:
-            return _Line(member, number, shape.row(line))
+            return _Line(member, number, shape.row(line, self._version))
         except LineError as error:
             raise ImportRefusedError(str(error), member=member, line=number) from error
 
@@ -400,7 +441,7 @@ class _Source:
             ImportRefusedError: they are not as many as there were.
         """
         for shape in SHAPES:
-            if self._counts[shape.name] != self._announced[shape.name]:
+            if self._counts[shape.name] != self._announced.get(shape.name, 0):
                 raise ImportRefusedError("It has not as many lines as the manifest says.", member=member_name(shape, 1))
         return dict(self._counts)
 
@@ -512,6 +553,7 @@ class _Check:
     def __init__(self, ids: _Ids) -> None:
         self._ids = ids
         self._once: set[object] = set()
+        self._lines: Counter[str] = Counter()
         self._thread: UUID | None = None
         self._tree: dict[UUID, _Node] = {}
         self._roots = 0
@@ -530,6 +572,12 @@ class _Check:
             row = line.row
             if shape is SETTINGS:
                 self._only_once(line, "settings")
+            elif shape is CUSTOM_PROVIDERS:
+                self._only_once(line, ("provider", row["slug"]))
+                self._few(line, shape, MAX_PROVIDERS)
+            elif shape is CUSTOM_MODELS:
+                self._only_once(line, ("model", row["provider"], row["vendor_name"]))
+                self._few(line, shape, MAX_MODELS)
             elif shape is THREADS and row["temporary"] and row["expires_at"] is None:
                 raise line.refused("A temporary thread has an expiresAt.")
             elif shape is MESSAGES:
@@ -558,6 +606,11 @@ class _Check:
                 raise line.refused(f"This {kind.noun} stands in the file twice.")
         elif not self._ids.has(kind.noun, value):
             raise line.refused(f"{entry.name} is the id of a {kind.noun} that is not in the file.")
+
+    def _few(self, line: _Line, shape: Shape, most: int) -> None:
+        self._lines[shape.name] += 1
+        if self._lines[shape.name] > most:
+            raise line.refused(f"There are at most {most} of these.")
 
     def _only_once(self, line: _Line, key: object) -> None:
         if key in self._once:

@@ -33,6 +33,17 @@ def checked_line(text: str, *, field: str, max_bytes: int) -> str:
     return checked_text(" ".join(text.split()), field=field, max_bytes=max_bytes)
 
 
+def checked_chars(text: str, *, field: str, max_chars: int) -> str:
+    """A text as `checked_text`, of at most so many code points.
+
+    Raises:
+        BadUserInputError, PayloadTooLargeError: as `checked_text`.
+    """
+    if len(text) > max_chars:
+        raise PayloadTooLargeError(f"The text is longer than {max_chars:,} characters.", field=field)
+    return checked_text(text, field=field, max_bytes=4 * max_chars)
+
+
 _FARTHEST = timedelta(days=3_660)
 
 

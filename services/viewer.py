@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import jwt
 from models.database import Database
 from models.ids import IdKind, MalformedIdError, new_id, outside_id, parse_id
 from services.errors import ForbiddenError, UnauthenticatedError
+from services.kept_secrets import kept_secret
 
 OUR_ISSUER = "threadgraph"
 MAX_TOKEN_CHARS = 8_192
@@ -101,12 +101,4 @@ class Sessions:
 
 def session_secret(data_dir: Path) -> str:
     """The key kept in the data folder; made at the first start, readable by the server's user only."""
-    file = data_dir / "session.key"
-    try:
-        return file.read_text()
-    except FileNotFoundError:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        secret = secrets.token_hex(32)
-        file.touch(mode=0o600)
-        file.write_text(secret)
-        return secret
+    return kept_secret(data_dir / "session.key")

@@ -143,7 +143,48 @@ class Filling:
             await self.thread()
         await self.share(self.threads[0])
         await self.usage()
-        await self.insert("settings", id=new_id(), owner_id=self.owner_id, default_model="two-words")
+        await self.choices()
+
+    async def choices(self) -> None:
+        """Settings, and an endpoint of their own with models."""
+        await self.insert(
+            "settings",
+            id=new_id(),
+            owner_id=self.owner_id,
+            default_model="two-words",
+            title_model=self.maybe(lambda: "slow"),
+            user_name=self.maybe(self.text),
+            user_traits=self.maybe(self.text),
+            user_context=self.maybe(self.text),
+            created_at=self.time(),
+            updated_at=self.time(),
+        )
+        for slug in ("mine", "another"):
+            await self.insert(
+                "custom_providers",
+                id=new_id(),
+                owner_id=self.owner_id,
+                slug=slug,
+                name=self.text(),
+                base_url=f"https://{slug}.example.com/v1",
+                format=self.chance.choice(["CHAT_COMPLETIONS", "ANTHROPIC_MESSAGES"]),
+                created_at=self.time(),
+                updated_at=self.time(),
+            )
+        for provider in ("mine", "mine", "openai"):
+            await self.insert(
+                "custom_models",
+                id=new_id(),
+                owner_id=self.owner_id,
+                provider=provider,
+                vendor_name=f"vendor/model-{new_id().hex}",
+                name=self.text(),
+                abilities=["VISION", "TOOLS"] if self.flag() else [],
+                context_tokens=self.maybe(lambda: 128_000),
+                max_output_tokens=self.maybe(lambda: 4_096),
+                created_at=self.time(),
+                updated_at=self.time(),
+            )
 
     def text(self) -> str:
         """Some text, in any script."""

@@ -62,5 +62,5 @@ class BackgroundBackfills:
                 progress = await run_backfill(self._database, backfill, _GENTLE)
             except BackfillRunningError:
                 return False
-            log.info("backfill %s: done, %d rows", backfill.name, progress.rows_done)
+            log.info("backfill %s: done, %d rows. %s", backfill.name, progress.rows_done, backfill.note() or "")
         return True

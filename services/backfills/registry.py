@@ -1,4 +1,4 @@
-"""Every backfill there is, in the order in which a server runs those that a migration asked for.
+"""The backfills, in the order in which a server runs those that a migration asked for.
 
 A migration asks for one by noting it: `INSERT INTO backfills (name) VALUES ('â€¦') ON CONFLICT DO NOTHING`.
 """
@@ -6,9 +6,11 @@ A migration asks for one by noting it: `INSERT INTO backfills (name) VALUES ('â€
 from __future__ import annotations
 
 from services.backfills import search_documents, thread_counts, usage
+from services.backfills.provider_keys import ProviderKeysBackfill
 from services.backfills.runner import Backfill
+from services.encryption import Vault
 
-BACKFILLS = (
+BACKFILLS: tuple[Backfill, ...] = (
     Backfill(
         name="thread-counts",
         description="Counts the threads of every project anew and mends the counts that lists show.",
@@ -34,3 +36,18 @@ BACKFILLS = (
         run_batch=usage.rebuild_quarters,
     ),
 )
+
+
+def backfills(vault: Vault) -> tuple[Backfill, ...]:
+    """Those, and the one that needs the operator's keys."""
+    provider_keys = ProviderKeysBackfill(vault)
+    return (
+        *BACKFILLS,
+        Backfill(
+            name="provider-keys",
+            description="Encrypts users' provider keys anew with the first of ENCRYPTION_KEYS.",
+            count=provider_keys.count,
+            run_batch=provider_keys.run_batch,
+            note=provider_keys.note,
+        ),
+    )

@@ -64,12 +64,14 @@ class Backfill:
         run_batch: looks at rows behind a position (None: from the start), about as many as the limit says, in the
             caller's transaction; returns the position behind them, or None where nothing is left, and how many rows
             they were. Doing a batch twice does no harm.
+        note: what else to tell the operator of a run that has ended, if anything.
     """
 
     name: str
     description: str
     count: Callable[[Connection], Awaitable[int]]
     run_batch: Callable[[Connection, str | None, int], Awaitable[tuple[str | None, int]]]
+    note: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,20 @@ from tests.client import Client, GraphQLErrors, Subscription
 T = "fragment T on Thread { id title pinned archived temporary expiresAt project { id } updatedAt }"
 G = "fragment G on Message { id thread { id } parent { id } role status text }"
 P = "fragment P on Project { id name description color icon prompt archived threadCount updatedAt }"
+O = """
+fragment O on Settings {
+  defaultModel { id } titleModel { id } personalization { name traits context }
+  providerKeys { provider lastFour usable updatedAt }
+  customProviders { slug name baseUrl lastFour updatedAt } customModels { modelId name updatedAt }
+}
+"""  # noqa: E741
 S = "fragment S on Share { id title expiresAt messageCount thread { id } }"
 CHANGES = (
     T
     + G
     + P
     + S
+    + O
     + """
 subscription($after: Cursor) {
   changes(after: $after) {
@@ -42,7 +50,7 @@ subscription($after: Cursor) {
     ... on ProjectDeleted { cursor projectId }
     ... on ShareChanged { cursor share { ...S } }
     ... on ShareRevoked { cursor shareId }
-    ... on SettingsChanged { cursor settings { defaultModel { id } } }
+    ... on SettingsChanged { cursor settings { ...O } }
     ... on UsageChanged { cursor }
   }
 }
@@ -53,11 +61,12 @@ subscription($after: Cursor) {
 LISTS = (
     T
     + P
+    + O
     + """
 query($archived: Boolean!, $temporary: Boolean!) {
   threads(first: 100, filter: {archived: $archived, temporary: $temporary}) { nodes { ...T } }
   projects(first: 100, filter: {archived: $archived}) { nodes { ...P } }
-  settings { defaultModel { id } }
+  settings { ...O }
 }
 """
 )

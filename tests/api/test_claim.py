@@ -15,7 +15,7 @@ import pytest
 
 from models.ids import IdKind, parse_id
 from server.runtime import Server
-from services.claims import FOLLOWING, LEFT, MERGED, MOVED
+from services.claims import BY_SERVICES, FOLLOWING, LEFT, MERGED, MOVED
 from tests.client import Client, GraphQLErrors, connect
 from tests.issuer import shared_secret_token
 from tests.scripts import SCRIPTS, TextDelta
@@ -68,7 +68,7 @@ async def refusal(attempt: Any) -> tuple[str, str | None]:
 
 
 async def test_every_table_with_an_owner_is_moved_merged_or_left(rows: asyncpg.Connection) -> None:
-    named = [*MOVED, *MERGED, *LEFT, *FOLLOWING]
+    named = [*MOVED, *MERGED, *LEFT, *FOLLOWING, *BY_SERVICES]
     assert sorted(named) == sorted(await owned_tables(rows)), "say in services/claims.py what becomes of a new table"
 
 

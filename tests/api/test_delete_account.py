@@ -211,6 +211,9 @@ async def test_nothing_is_begun_in_an_account_that_is_deleted_or_being_deleted(
         "threads": {"title": "x", "title_source": "TEXT"},
         "projects": {"name": "x"},
         "settings": {},
+        "provider_keys": {"provider": "openai", "ciphertext": b"x", "last_four": ""},
+        "custom_providers": {"slug": "x", "name": "x", "base_url": "x", "format": "CHAT_COMPLETIONS"},
+        "custom_models": {"provider": "x", "vendor_name": "x", "name": "x", "abilities": []},
     }.items():
         with pytest.raises(asyncpg.ForeignKeyViolationError):
             await Filling(connection, key_of(client), 1).insert(table, id=new_id(), owner_id=key_of(client), **values)

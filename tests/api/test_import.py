@@ -18,6 +18,7 @@ import pytest
 import services.imports
 from server.runtime import Server
 from services.errors import ImportRefusedError, PayloadTooLargeError
+from services.export_format import VERSION
 from services.imports import Imports
 from tests.accounts import (
     Filling,
@@ -224,7 +225,7 @@ def parted(contents: Contents) -> None:
 
 WRONG: dict[str, tuple[Change, str, int | None]] = {
     "another format": (lambda c: c["manifest.json"][0].update(format="zip"), "manifest.json", None),
-    "a version to come": (lambda c: c["manifest.json"][0].update(version=2), "manifest.json", None),
+    "a version to come": (lambda c: c["manifest.json"][0].update(version=VERSION + 1), "manifest.json", None),
     "no manifest": (lambda c: c.pop("manifest.json"), "manifest.json", None),
     "a line that is missing": (lambda c: c["usage.ndjson"].pop(), "usage.ndjson", None),
     "a member of no version": (lambda c: c.update({"keys.ndjson": []}), "", None),

@@ -24,7 +24,8 @@ SCHEMA = build_schema()._schema
 # Each row: an operation on the owner's thread {thread}, question {question}, answer {answer}, its file {attachment} and
 # an uploaded one {uploaded}. What a stranger sees: NOT_FOUND, or null ("null"), or their own ("own"). {key} is a new
 # idempotency key, {session} the token of an anonymous session that nobody has claimed yet. A field has a row for each
-# way to reach something by it: "<root>.<field> <more words>".
+# way to reach something by it: "<root>.<field> <more words>". The owner has `OWN_PROVIDERS`, too, which a stranger gets
+# NOT_FOUND or BAD_USER_INPUT for.
 ROWS: dict[str, tuple[str, str]] = {
     "query.node": ('query { it: node(id: "{thread}") { id } }', "null"),
     "query.nodes": (
@@ -50,7 +51,11 @@ ROWS: dict[str, tuple[str, str]] = {
         'query { it: search(query: "Owned", filter: {projectId: "{project}"}) { nodes { thread { id } } } }',
         "NOT_FOUND",
     ),
-    "query.settings": ("query { it: settings { defaultModel { id } } }", "own"),
+    "query.settings": (
+        "query { it: settings { defaultModel { id } personalization { name } providerKeys { provider lastFour } "
+        "customProviders { slug baseUrl } customModels { modelId } } }",
+        "own",
+    ),
     "query.sharedThread": (
         'query { it: sharedThread(token: "{token}") { title messages { nodes { position text } } } }',
         "open",
@@ -150,6 +155,37 @@ ROWS: dict[str, tuple[str, str]] = {
         'mutation { it: updateSettings(input: {defaultModelId: "two-words"}) { settings { defaultModel { id } } } }',
         "own",
     ),
+    "mutation.setProviderKey": (
+        'mutation { it: setProviderKey(input: {provider: "openai", key: "sk-mine"}) { providerKey { provider } } }',
+        "own",
+    ),
+    "mutation.deleteProviderKey": (
+        'mutation { it: deleteProviderKey(input: {provider: "groq"}) { deletedProvider } }',
+        "NOT_FOUND",
+    ),
+    "mutation.saveCustomProvider": (
+        'mutation { it: saveCustomProvider(input: {slug: "owned", name: "Mine", baseUrl: "https://mine.example"}) '
+        "{ customProvider { name lastFour models { modelId } } keyDropped } }",
+        "own",
+    ),
+    "mutation.deleteCustomProvider": (
+        'mutation { it: deleteCustomProvider(input: {slug: "owned"}) { deletedSlug } }',
+        "NOT_FOUND",
+    ),
+    "mutation.saveCustomModel": (
+        'mutation { it: saveCustomModel(input: {provider: "groq", vendorName: "owned", name: "Mine"}) '
+        "{ customModel { name } } }",
+        "own",
+    ),
+    "mutation.saveCustomModel on a custom provider": (
+        'mutation { it: saveCustomModel(input: {provider: "owned", vendorName: "m", name: "Mine"}) '
+        "{ customModel { name } } }",
+        "BAD_USER_INPUT",
+    ),
+    "mutation.deleteCustomModel": (
+        'mutation { it: deleteCustomModel(input: {modelId: "custom:owned/m"}) { deletedModelId } }',
+        "NOT_FOUND",
+    ),
     "subscription.changes": ("subscription { it: changes { __typename } }", "own"),
     "mutation.exportData": ("mutation { it: exportData(input: {}) { url } }", "own"),
     "mutation.deleteAccount": (
@@ -177,6 +213,19 @@ ROWS: dict[str, tuple[str, str]] = {
         "NOT_FOUND",
     ),
 }
+
+
+# What the owner has of their own: a key for a provider, an endpoint with a key, and a model on it.
+OWN_PROVIDERS = """
+mutation {
+  setProviderKey(input: {provider: "groq", key: "owned-key-of-groq"}) { __typename }
+  saveCustomProvider(input: {slug: "owned", name: "Owned", baseUrl: "https://owned.example", key: "owned-custom"}) {
+    __typename
+  }
+  saveCustomModel(input: {provider: "owned", vendorName: "m", name: "Owned"}) { __typename }
+  updateSettings(input: {personalization: {name: "Owned"}}) { __typename }
+}
+"""
 
 
 def root_fields() -> dict[str, Any]:
@@ -235,6 +284,7 @@ async def owned(client: Client, nobody: Client) -> dict[str, str]:
     turn = await client.send("Owned", projectId=project, attachmentIds=[attachment["id"]])
     await client.finish(turn["assistantMessage"]["id"])
     share = "mutation($id: ID!) { shareThread(input: {threadId: $id}) { share { id token } } }"
+    await client.run(OWN_PROVIDERS)
     shared = (await client.run(share, {"id": turn["thread"]["id"]}))["shareThread"]["share"]
     return {
         "thread": turn["thread"]["id"],
@@ -288,6 +338,11 @@ async def snapshot(server: Server, ids: dict[str, str]) -> list[tuple[Any, ...]]
         rows += await connection.fetch("SELECT * FROM attachments WHERE id = ANY($1::uuid[]) ORDER BY id", files)
         rows += await connection.fetch("SELECT * FROM attachment_links WHERE attachment_id = ANY($1::uuid[])", files)
         rows += await connection.fetch("SELECT * FROM turns WHERE thread_id = $1 ORDER BY id", thread)
+        for table in ("settings", "provider_keys", "custom_providers", "custom_models"):
+            rows += await connection.fetch(
+                f"SELECT * FROM {table} WHERE owner_id = (SELECT owner_id FROM threads WHERE id = $1) ORDER BY id",
+                thread,
+            )
         return [tuple(row) for row in rows]
     finally:
         await connection.close()
@@ -311,13 +366,14 @@ async def test_another_user_sees_and_changes_nothing(
             outcomes.append(await run(other, name, filled(name, ids)))
         except GraphQLErrors as refused:
             outcomes.append([{**error, "path": None, "locations": None} for error in refused.errors])
-    if expected == "NOT_FOUND":
-        assert outcomes[0][0]["extensions"]["code"] == "NOT_FOUND"
+    if expected in ("NOT_FOUND", "BAD_USER_INPUT"):
+        assert outcomes[0][0]["extensions"]["code"] == expected
     elif expected == "null":
         assert outcomes[0] in (None, [None] * 6)
     else:
         assert not any(value in str(outcomes[0]) for value in (*owned.values(), client.id))
-    if expected in ("NOT_FOUND", "null"):
+        assert "owned" not in str(outcomes[0])
+    if expected in ("NOT_FOUND", "BAD_USER_INPUT", "null"):
         assert outcomes[0] == outcomes[1], "a foreign id must look like a missing one"
     assert await snapshot(server, owned) == before
 

@@ -29,6 +29,7 @@ from graph.schema import build_schema
 from models.ids import IdKind
 from models.records import MessageFailure, MessageRole, MessageStatus
 from providers.base import FailureCode
+from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ErrorCode
 from services.search_query import MAX_SNIPPET_PARTS
 from streams.recovery import SERVER_LOST
@@ -185,13 +186,23 @@ def test_a_list_that_no_page_bounds_is_bounded_by_its_description() -> None:
         "UsageReport.buckets",
         "UsageReport.byModel",
         "CreateUploadPayload.headers",
+        # One for each provider that the server knows, or knew; one for each that there is.
+        "Settings.providerKeys",
+        "CustomModel.abilities",
         "SearchResult.snippet",
     }
-    by_number = {"Message.siblings", "Query.nodes", "Thread.shares"}
-    assert unpaged == by_nature | by_number
-    for place in by_number:
+    by_number = {
+        "Message.siblings": 100,
+        "Query.nodes": 100,
+        "Thread.shares": 100,
+        "Settings.customProviders": MAX_PROVIDERS,
+        "Settings.customModels": MAX_MODELS,
+        "CustomProvider.models": MAX_MODELS,
+    }
+    assert unpaged == by_nature | by_number.keys()
+    for place, most in by_number.items():
         described = dict(entry for kind in OURS for entry in descriptions(kind))[place]
-        assert "most 100" in (described or "")
+        assert f"most {most}" in (described or "")
     assert f"most {MAX_SNIPPET_PARTS}" in (
         dict(descriptions(SCHEMA.type_map["SearchResult"]))["SearchResult.snippet"] or ""
     )

@@ -284,6 +284,7 @@ async def test_no_text_column_cuts_what_a_user_or_a_model_wrote(connection: asyn
         "attachments.state",
         "sweep_tasks.kind",
         "changes.kind",
+        "custom_providers.format",
         "backfills.name",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import fields
 from ipaddress import IPv4Network, IPv6Network
@@ -29,6 +30,7 @@ USABLE: dict[str, tuple[str, object]] = {
     "ANONYMOUS_SESSIONS": ("off", False),
     "SESSION_SECRET": (SECRET, SECRET),
     "SESSION_TTL_SECONDS": ("60", 60),
+    "ENCRYPTION_KEYS": (f"{'ab' * 32}, {base64.b64encode(bytes(32)).decode()}", (b"\xab" * 32, bytes(32))),
     "AUTH_JWKS_URL": (
         "https://a.example/jwks, http://localhost:3000/jwks",
         ("https://a.example/jwks", "http://localhost:3000/jwks"),
@@ -113,6 +115,10 @@ ALLOWED = (
     "ollama.internal), separated by commas, and none that is never opened"
 )
 POSTGRES = "a URL that begins with postgres:// or postgresql://"
+ENCRYPTION = (
+    "keys of exactly 32 bytes, each in base64 or as 64 hexadecimal digits, separated by commas "
+    "(openssl rand -base64 32 makes one)"
+)
 HTTP = "a URL that begins with http:// or https://"
 ANALYTICS = "a URL that begins with https:// (http:// for 127.0.0.1 and localhost), without a query"
 # Values that cannot be used, with what is expected instead.
@@ -134,6 +140,14 @@ UNUSABLE = [
     ("ANONYMOUS_SESSIONS", "perhaps", "true or false"),
     ("SESSION_SECRET", "x" * 31, "at least 32 bytes"),
     ("SESSION_TTL_SECONDS", "0", "a whole number from 1 to 31536000"),
+    ("ENCRYPTION_KEYS", "ab" * 31, ENCRYPTION),
+    ("ENCRYPTION_KEYS", "ab" * 33, ENCRYPTION),
+    ("ENCRYPTION_KEYS", "x" * 32, ENCRYPTION),
+    ("ENCRYPTION_KEYS", "YWJj", ENCRYPTION),
+    ("ENCRYPTION_KEYS", "ключ", ENCRYPTION),
+    ("ENCRYPTION_KEYS", f"{'ab' * 32},short", ENCRYPTION),
+    ("ENCRYPTION_KEYS", f"{'ab' * 32},{'AB' * 32}", "one or more different keys, separated by commas"),
+    ("ENCRYPTION_KEYS", " , ", "one or more different keys, separated by commas"),
     ("AUTH_JWKS_URL", "http://auth.example/jwks", KEY_SETS),
     ("AUTH_SHARED_SECRET", "x" * 31, "at least 32 bytes"),
     ("AUTH_LEEWAY_SECONDS", "61", "a number of seconds from 0 to 60"),
@@ -277,6 +291,7 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
         "DATABASE_URL": f"postgresql://me:{SECRET}@db.example/chat",
         "BROADCAST_URL": f"redis://:{SECRET}@valkey.example",
         "SESSION_SECRET": SECRET,
+        "ENCRYPTION_KEYS": base64.b64encode(SECRET.encode()).decode(),
         "AUTH_SHARED_SECRET": SECRET,
         "OPENAI_API_KEY": SECRET,
         "OPENAI_BASE_URL": f"https://me:{SECRET}@models.example/v1",
@@ -293,6 +308,8 @@ def test_secrets_are_not_shown_by_the_settings() -> None:
     assert settings.database_url == given["DATABASE_URL"]
     assert SECRET not in repr(settings)
     assert SECRET not in str(settings)
+    assert settings.encryption_keys == (SECRET.encode(),)
+    assert given["ENCRYPTION_KEYS"] not in repr(settings)
     assert {env for env, item in FIELDS.items() if item.metadata["secret"]} == set(given)
 
 
