@@ -16,7 +16,7 @@ from models.records import MessageStatus, MessageTokens
 from server.runtime import Server
 from services.accounts import Accounts
 from streams.ending import AnswerEnd, StreamHold, end_answer
-from tests.accounts import EXPORT, Filling, attach, key_of, upload
+from tests.accounts import EXPORT, Filling, attach, key_of, upload, viewer_of
 from tests.client import DEADLINE_SECONDS, Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
 
@@ -112,6 +112,7 @@ async def fill_everything(server: Server, client: Client, connection: asyncpg.Co
     """A row of the user in every table there is, and an answer that is being written."""
     filling = Filling(connection, key_of(client), seed)
     await filling.all()
+    await server.provider_keys.set(viewer_of(client), "openai", "a-key-of-openai")
     attachment_id = await attach(server, client, b"content")
     await attach(server, client, b"of no message")
     await client.send("Not over yet", model="hangs", attachmentIds=[attachment_id])
