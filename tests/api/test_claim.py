@@ -176,7 +176,7 @@ async def opened(server: Server, client: Client) -> dict[str, str | None]:
         keys = await server.provider_keys.of(connection, key_of(client))
         own = await server.custom_providers.of(connection, key_of(client))
     found = {name: key.key for name, key in keys.items() if not name.startswith("custom:")}
-    return found | {f"{one.slug} {one.base_url}": one.key and one.key.key for one in own.providers}
+    return found | {f"{one.slug} {one.base_url}": one.key.key if one.key else None for one in own.providers}
 
 
 async def test_keys_come_over_encrypted_for_their_new_owner_and_the_users_own_stay(

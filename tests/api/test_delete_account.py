@@ -208,14 +208,15 @@ async def test_nothing_is_begun_in_an_account_that_is_deleted_or_being_deleted(
     await connection.execute("UPDATE users SET deleted_at = now() WHERE id = $1", key_of(client))
     before = await rows_of(connection, key_of(client))
     assert await refused() == {"UNAUTHENTICATED"}
-    for table, values in {
+    refused_rows: dict[str, dict[str, Any]] = {
         "threads": {"title": "x", "title_source": "TEXT"},
         "projects": {"name": "x"},
         "settings": {},
         "provider_keys": {"provider": "openai", "ciphertext": b"x", "last_four": ""},
         "custom_providers": {"slug": "x", "name": "x", "base_url": "x", "format": "CHAT_COMPLETIONS"},
         "custom_models": {"provider": "x", "vendor_name": "x", "name": "x", "abilities": []},
-    }.items():
+    }
+    for table, values in refused_rows.items():
         with pytest.raises(asyncpg.ForeignKeyViolationError):
             await Filling(connection, key_of(client), 1).insert(table, id=new_id(), owner_id=key_of(client), **values)
     assert await rows_of(connection, key_of(client)) == before
