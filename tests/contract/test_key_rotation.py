@@ -28,13 +28,21 @@ SET = 'mutation($key: String!) { setProviderKey(input: {provider: "openai", key:
 LIST = "{ settings { providerKeys { usable problem } } }"
 
 
-@pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[Database]:
+@pytest.fixture(scope="module")
+async def migrated(postgres_url: str) -> AsyncIterator[Database]:
     database = Database(await make_database(postgres_url), pool_size=4, timeout_seconds=10)
     await database.migrate()
     await database.connect()
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def database(migrated: Database) -> AsyncIterator[Database]:
+    """A database without users, in which no backfill was run."""
+    yield migrated
+    async with migrated.acquire() as connection:
+        await connection.execute("DELETE FROM backfills; DELETE FROM users")
 
 
 async def fill(database: Database, vault: Vault, users: int) -> None:
@@ -136,9 +144,9 @@ async def ask(server: Server, client: Client) -> str | None:
 
 
 async def test_a_server_is_taken_from_one_key_to_another_and_a_key_that_is_gone_disables_and_no_more(
-    postgres_url: str, tmp_path: Path
+    database: Database, tmp_path: Path
 ) -> None:
-    url = await make_database(postgres_url)
+    url = database.url
     encoded = [base64.b64encode(key).decode() for key in (NEW, OLD)]
     token = None
     # The keys of each start, and what it finds.
@@ -178,22 +186,18 @@ async def test_a_server_is_taken_from_one_key_to_another_and_a_key_that_is_gone_
 
 
 async def test_without_the_setting_a_key_is_made_once_and_a_damaged_one_stops_the_start(
-    postgres_url: str, tmp_path: Path
+    database: Database, tmp_path: Path
 ) -> None:
-    url = await make_database(postgres_url)
-    for _ in range(2):
-        server = Server(test_settings(url, tmp_path))
-        await server.start()
-        await server.close()
+    server = Server(test_settings(database.url, tmp_path))
+    await server.start()
+    await server.close()
     key = tmp_path / "encryption.key"
-    assert len(key.read_text()) == 64
+    made = key.read_text()
+    assert len(made) == 64
+    output, _ = await run("backfill", DATABASE_URL=database.url, DATA_DIR=str(tmp_path))
+    assert "provider-keys        never run" in output
+    assert key.read_text() == made
     key.write_text("damaged")
     with pytest.raises(SettingsError, match=r"ENCRYPTION_KEYS: it is not set, and encryption\.key in"):
-        await Server(test_settings(url, tmp_path)).start()
+        await Server(test_settings(database.url, tmp_path)).start()
     assert key.read_text() == "damaged"
-
-
-async def test_the_command_lists_the_rotation_among_the_backfills(postgres_url: str, tmp_path: Path) -> None:
-    url = await make_database(postgres_url)
-    output, _ = await run("backfill", DATABASE_URL=url, DATA_DIR=str(tmp_path))
-    assert "provider-keys        never run" in output
