@@ -376,16 +376,18 @@ class CustomProviders:
             How many providers and models were added.
         """
         await connection.fetchval(_LOCK_USER, owner_id)
+        # In the order of the file, which is that of the lists.
+        ids = iter(sorted(new_id() for _ in range(len(providers) + len(models))))
         added: set[str] = set()
         for row in providers:
             values = (row["slug"], row["name"], row["base_url"], row["format"], row["created_at"], row["updated_at"])
-            if await connection.fetchval(_ADD_PROVIDER, new_id(), owner_id, *values):
+            if await connection.fetchval(_ADD_PROVIDER, next(ids), owner_id, *values):
                 added.add(row["slug"])
         count = 0
         for row in models:
             if row["provider"] in added or row["provider"] in self._names():
                 values = tuple(row[column] for column in _MODEL_COLUMNS.split(", "))
-                count += bool(await connection.fetchval(_ADD_MODEL, new_id(), owner_id, *values))
+                count += bool(await connection.fetchval(_ADD_MODEL, next(ids), owner_id, *values))
         return len(added), count
 
     async def _accepted(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:

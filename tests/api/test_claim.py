@@ -16,6 +16,7 @@ import pytest
 from models.ids import IdKind, parse_id
 from server.runtime import Server
 from services.claims import BY_SERVICES, FOLLOWING, LEFT, MERGED, MOVED
+from services.custom_providers import MAX_PROVIDERS
 from tests.client import Client, GraphQLErrors, connect
 from tests.issuer import shared_secret_token
 from tests.scripts import SCRIPTS, TextDelta
@@ -151,6 +152,98 @@ async def test_where_both_have_one_the_users_own_stays_and_usage_adds_up(
     )
     assert tuple(summed) == (2, 14, 6)
     assert await titles(person) == {"Own", "Theirs"}
+
+
+SET_KEY = "mutation($input: SetProviderKeyInput!) { setProviderKey(input: $input) { __typename } }"
+SAVE_PROVIDER = "mutation($input: SaveCustomProviderInput!) { saveCustomProvider(input: $input) { __typename } }"
+SAVE_MODEL = "mutation($input: SaveCustomModelInput!) { saveCustomModel(input: $input) { __typename } }"
+
+
+async def set_key(client: Client, provider: str, key: str) -> None:
+    await client.run(SET_KEY, {"input": {"provider": provider, "key": key}})
+
+
+async def save_endpoint(client: Client, slug: str, host: str, **more: str) -> None:
+    """An endpoint with a model `m` of that host's name."""
+    given = {"slug": slug, "name": host, "baseUrl": f"https://{host}.example"} | more
+    await client.run(SAVE_PROVIDER, {"input": given})
+    await client.run(SAVE_MODEL, {"input": {"provider": slug, "vendorName": f"m-of-{host}", "name": "M"}})
+
+
+async def opened(server: Server, client: Client) -> dict[str, str | None]:
+    """The client's keys as turns would use them; those of endpoints by slug and host."""
+    async with server.database.acquire() as connection:
+        keys = await server.provider_keys.of(connection, key_of(client))
+        own = await server.custom_providers.of(connection, key_of(client))
+    found = {name: key.key for name, key in keys.items() if not name.startswith("custom:")}
+    return found | {f"{one.slug} {one.base_url}": one.key.key if one.key else None for one in own.providers}
+
+
+async def test_keys_come_over_encrypted_for_their_new_owner_and_the_users_own_stay(
+    client: Client, person: Client, server: Server, rows: asyncpg.Connection
+) -> None:
+    await set_key(client, "openai", "openai-key-of-session")
+    await set_key(client, "groq", "groq-key-of-session")
+    await set_key(client, "google", "google-key-of-session")
+    await set_key(person, "openai", "openai-key-of-person")
+    await rows.execute(
+        "UPDATE provider_keys SET ciphertext = '' WHERE owner_id = $1 AND provider = 'google'", key_of(client)
+    )
+    await claim(person, client.token)
+    assert await opened(server, person) == {
+        "openai": "openai-key-of-person",
+        "groq": "groq-key-of-session",
+        "google": None,
+    }
+    shown = (await person.run("{ settings { providerKeys { provider lastFour usable } } }"))["settings"]["providerKeys"]
+    assert [(key["provider"], key["lastFour"], key["usable"]) for key in shown] == [
+        ("google", "sion", False),
+        ("groq", "sion", True),
+        ("openai", "rson", True),
+    ]
+    assert not any((await holdings(rows, client)).values())
+
+
+async def test_endpoints_come_over_with_keys_and_models_but_no_key_goes_to_another_endpoint(
+    client: Client, person: Client, server: Server
+) -> None:
+    await save_endpoint(client, "mine", "session", key="mine-key-of-session")
+    await save_endpoint(client, "both", "session", key="both-key-of-session")
+    await save_endpoint(person, "both", "person")
+    await claim(person, client.token)
+    assert await opened(server, person) == {
+        "both https://person.example": None,
+        "mine https://session.example": "mine-key-of-session",
+    }
+    models = (await person.run("{ settings { customModels { modelId } } }"))["settings"]["customModels"]
+    assert {model["modelId"] for model in models} == {"custom:both/m-of-person", "custom:mine/m-of-session"}
+
+
+async def test_a_claim_stops_at_the_limit_of_endpoints(
+    client: Client, person: Client, rows: asyncpg.Connection
+) -> None:
+    for who, letter in ((client, "a"), (person, "b")):
+        await rows.execute(
+            "INSERT INTO custom_providers (id, owner_id, slug, name, base_url, format) "
+            "SELECT gen_random_uuid(), $1, $2 || n, 'x', 'https://a.example', 'CHAT_COMPLETIONS' "
+            "FROM generate_series(1, $3::int) n",
+            *(key_of(who), letter, MAX_PROVIDERS - 5),
+        )
+    await claim(person, client.token)
+    assert (
+        await rows.fetchval("SELECT count(*) FROM custom_providers WHERE owner_id = $1", key_of(person))
+        == MAX_PROVIDERS
+    )
+    assert not any((await holdings(rows, client)).values())
+
+
+async def test_what_was_chosen_in_the_session_alone_is_kept(client: Client, person: Client) -> None:
+    update = "mutation($p: PersonalizationInput) { updateSettings(input: {personalization: $p}) { __typename } }"
+    await client.run(update, {"p": {"name": "Session", "traits": "brief"}})
+    await person.run(update, {"p": {"name": "Person", "context": "COBOL"}})
+    await claim(person, client.token)
+    chosen = (await person.run("{ settings { personalization { name traits context } } }"))["settings"]
+    assert chosen["personalization"] == {"name": "Person", "traits": "brief", "context": "COBOL"}
 
 
 async def test_the_feed_is_told_once_that_all_is_to_be_read_anew(

@@ -16,7 +16,7 @@ from models.records import MessageStatus, MessageTokens
 from server.runtime import Server
 from services.accounts import Accounts
 from streams.ending import AnswerEnd, StreamHold, end_answer
-from tests.accounts import EXPORT, Filling, attach, key_of, upload
+from tests.accounts import EXPORT, Filling, attach, key_of, upload, viewer_of
 from tests.client import DEADLINE_SECONDS, Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
 
@@ -112,6 +112,7 @@ async def fill_everything(server: Server, client: Client, connection: asyncpg.Co
     """A row of the user in every table there is, and an answer that is being written."""
     filling = Filling(connection, key_of(client), seed)
     await filling.all()
+    await server.provider_keys.set(viewer_of(client), "openai", "a-key-of-openai")
     attachment_id = await attach(server, client, b"content")
     await attach(server, client, b"of no message")
     await client.send("Not over yet", model="hangs", attachmentIds=[attachment_id])
@@ -207,14 +208,15 @@ async def test_nothing_is_begun_in_an_account_that_is_deleted_or_being_deleted(
     await connection.execute("UPDATE users SET deleted_at = now() WHERE id = $1", key_of(client))
     before = await rows_of(connection, key_of(client))
     assert await refused() == {"UNAUTHENTICATED"}
-    for table, values in {
+    refused_rows: dict[str, dict[str, Any]] = {
         "threads": {"title": "x", "title_source": "TEXT"},
         "projects": {"name": "x"},
         "settings": {},
         "provider_keys": {"provider": "openai", "ciphertext": b"x", "last_four": ""},
         "custom_providers": {"slug": "x", "name": "x", "base_url": "x", "format": "CHAT_COMPLETIONS"},
         "custom_models": {"provider": "x", "vendor_name": "x", "name": "x", "abilities": []},
-    }.items():
+    }
+    for table, values in refused_rows.items():
         with pytest.raises(asyncpg.ForeignKeyViolationError):
             await Filling(connection, key_of(client), 1).insert(table, id=new_id(), owner_id=key_of(client), **values)
     assert await rows_of(connection, key_of(client)) == before

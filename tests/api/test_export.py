@@ -71,7 +71,7 @@ async def test_a_browser_gets_a_file_by_the_link_alone(client: Client, nobody: C
     found = members(data)
     assert list(found) == ["manifest.json", *(f"{shape.name}.ndjson" for shape in SHAPES)]
     manifest = found["manifest.json"][0]
-    assert (manifest["format"], manifest["version"], manifest["user"]["id"]) == ("threadgraph-export", 1, client.id)
+    assert (manifest["format"], manifest["version"], manifest["user"]["id"]) == ("threadgraph-export", 2, client.id)
     assert manifest["counts"] == {shape.name: len(found[f"{shape.name}.ndjson"]) for shape in SHAPES}
     assert [line["id"] for line in found["threads.ndjson"]] == [turn["thread"]["id"]]
     question, answer = found["messages.ndjson"]

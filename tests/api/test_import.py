@@ -16,7 +16,9 @@ import asyncpg
 import pytest
 
 import services.imports
+from models.ids import new_id
 from server.runtime import Server
+from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ImportRefusedError, PayloadTooLargeError
 from services.export_format import VERSION
 from services.imports import Imports
@@ -165,6 +167,113 @@ async def test_what_was_chosen_before_an_import_stays_chosen(
     assert members(await download(other))["settings.ndjson"][0]["defaultModelId"] == "slow"
 
 
+async def test_choices_are_merged_field_by_field(client: Client, other: Client, connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO settings (id, owner_id, default_model, user_name, user_traits) "
+        "VALUES (gen_random_uuid(), $1, 'two-words', 'Ada', 'brief')",
+        key_of(client),
+    )
+    await connection.execute(
+        "INSERT INTO settings (id, owner_id, user_name, user_context) VALUES (gen_random_uuid(), $1, 'Grace', 'COBOL')",
+        key_of(other),
+    )
+    assert (await upload(other, await download(client)))[0] == 200
+    (chosen,) = members(await download(other))["settings.ndjson"]
+    assert [chosen[name] for name in ("defaultModelId", "userName", "userTraits", "userContext")] == [
+        "two-words",
+        "Grace",
+        "brief",
+        "COBOL",
+    ]
+
+
+async def test_a_file_of_the_version_before_is_taken(
+    client: Client, other: Client, connection: asyncpg.Connection
+) -> None:
+    await Filling(connection, key_of(client), 13).all()
+    contents = members(await download(client))
+    before = copy.deepcopy(contents)
+    manifest = before["manifest.json"][0]
+    manifest["version"] = 1
+    for name in ("custom_providers", "custom_models"):
+        del before[f"{name}.ndjson"], manifest["counts"][name]
+    for name in ("titleModelId", "userName", "userTraits", "userContext"):
+        del before["settings.ndjson"][0][name]
+    assert (await upload(other, packed(before)))[0] == 200
+    again = members(await download(other))
+    assert (again["custom_providers.ndjson"], again["custom_models.ndjson"]) == ([], [])
+    assert again["settings.ndjson"][0]["defaultModelId"] == "two-words"
+    assert len(again["messages.ndjson"]) == len(contents["messages.ndjson"])
+    # What that version had not is no part of its files.
+    manifest["version"] = 1
+    before["custom_models.ndjson"] = []
+    assert (await upload(other, packed(before)))[0] == 400
+
+
+async def endpoints(client: Client) -> tuple[dict[str, str], set[str]]:
+    """The client's providers with their names, and ids of the models."""
+    data = await client.run("{ settings { customProviders { slug name } customModels { modelId } } }")
+    providers = {one["slug"]: one["name"] for one in data["settings"]["customProviders"]}
+    return providers, {one["modelId"] for one in data["settings"]["customModels"]}
+
+
+async def test_endpoints_come_without_keys_and_those_that_could_not_be_saved_are_left_out_with_their_models(
+    client: Client, other: Client, connection: asyncpg.Connection
+) -> None:
+    await Filling(connection, key_of(client), 14).choices()
+    await connection.execute("DELETE FROM custom_models WHERE owner_id = $1", key_of(client))
+    values = {"name": "x", "abilities": []}
+    for slug, base_url in (
+        ("inside", "file:///etc/passwd"),
+        ("openai", "https://a.example"),
+        ("taken", "https://b.example"),
+    ):
+        await Filling(connection, key_of(client), 0).insert(
+            "custom_providers",
+            id=new_id(),
+            owner_id=key_of(client),
+            slug=slug,
+            name="Imported",
+            base_url=base_url,
+            format="CHAT_COMPLETIONS",
+        )
+        await Filling(connection, key_of(client), 0).insert(
+            "custom_models", id=new_id(), owner_id=key_of(client), provider=slug, vendor_name="m", **values
+        )
+    await Filling(connection, key_of(client), 0).insert(
+        "custom_models", id=new_id(), owner_id=key_of(client), provider="mine", vendor_name="m", **values
+    )
+    save = (
+        'mutation { saveCustomProvider(input: {slug: "taken", name: "Own", baseUrl: "https://own.example", '
+        'key: "key-of-own-endpoint"}) { __typename } }'
+    )
+    await other.run(save)
+    status, body = await upload(other, await download(client))
+    assert (status, body["imported"]["custom_providers"], body["imported"]["custom_models"]) == (200, 2, 2)
+    providers, models = await endpoints(other)
+    assert providers.keys() == {"taken", "mine", "another"}
+    assert providers["taken"] == "Own"
+    # The model of "openai" is one of the provider that the server knows.
+    assert models == {"custom:mine/m", "custom:openai/m"}
+    keys = await connection.fetch("SELECT provider FROM provider_keys WHERE owner_id = $1", key_of(other))
+    assert [row["provider"] for row in keys] == ["custom:taken"]
+
+
+async def test_an_import_stops_at_the_limit_of_endpoints(
+    client: Client, other: Client, connection: asyncpg.Connection
+) -> None:
+    await Filling(connection, key_of(client), 15).choices()
+    await connection.execute(
+        "INSERT INTO custom_providers (id, owner_id, slug, name, base_url, format) "
+        "SELECT gen_random_uuid(), $1, 's' || n, 'x', 'https://a.example', 'CHAT_COMPLETIONS' "
+        "FROM generate_series(2, $2::int) n",
+        *(key_of(other), MAX_PROVIDERS),
+    )
+    _, body = await upload(other, await download(client))
+    assert body["imported"]["custom_providers"] == 1
+    assert len((await endpoints(other))[0]) == MAX_PROVIDERS
+
+
 async def test_an_import_is_one_change_of_the_feed(
     client: Client, other: Client, connection: asyncpg.Connection
 ) -> None:
@@ -215,6 +324,16 @@ def again(member: str) -> tuple[Change, str, int]:
         contents[f"{member}.ndjson"].insert(1, contents[f"{member}.ndjson"][0])
 
     return change, f"{member}.ndjson", 2
+
+
+def many(member: str, name: str, most: int) -> tuple[Change, str, int]:
+    """One line more than there may be."""
+
+    def change(contents: Contents) -> None:
+        lines = contents[f"{member}.ndjson"]
+        lines[:] = [lines[0] | {name: f"number-{n}"} for n in range(most + 1)]
+
+    return change, f"{member}.ndjson", most + 1
 
 
 def parted(contents: Contents) -> None:
@@ -272,6 +391,16 @@ WRONG: dict[str, tuple[Change, str, int | None]] = {
     "usage twice": again("usage"),
     "settings twice": again("settings"),
     "a position twice": again("share_messages"),
+    "an endpoint twice": again("custom_providers"),
+    "a model twice": again("custom_models"),
+    "an endpoint with a key": put("custom_providers", 1, key="sk-1"),
+    "a slug that is none": put("custom_providers", 1, slug="../x"),
+    "a format that nobody speaks": put("custom_providers", 1, format="GOPHER"),
+    "an unknown ability": put("custom_models", 1, abilities=["FLIGHT"]),
+    "an ability twice": put("custom_models", 1, abilities=["TOOLS", "TOOLS"]),
+    "a model without room": put("custom_models", 1, contextTokens=0),
+    "too many endpoints": many("custom_providers", "slug", MAX_PROVIDERS),
+    "too many models": many("custom_models", "vendorName", MAX_MODELS),
 }
 
 
@@ -377,7 +506,8 @@ async def test_what_is_no_whole_export_is_refused(
 
 
 def imports_of(server: Server, folder: Path, **given: Any) -> Imports:
-    return Imports(server.database, server.attachments, folder=folder, **({"max_bytes": 1_000_000} | given))
+    limits = {"max_bytes": 1_000_000} | given
+    return Imports(server.database, server.attachments, server.custom_providers, folder=folder, **limits)
 
 
 async def once(data: bytes) -> AsyncIterator[bytes]:

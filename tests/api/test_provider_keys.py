@@ -253,7 +253,7 @@ async def test_a_key_is_in_no_answer_log_export_document_or_row(
         "mutation($i: SaveCustomProviderInput!) { saveCustomProvider(input: $i) "
         "{ customProvider { slug lastFour problem } } }"
     )
-    given = {"slug": "canary", "name": "x", "baseUrl": "https://a.example", "key": CANARY}
+    given = {"slug": "kept", "name": "x", "baseUrl": "https://a.example", "key": CANARY}
     with server_log() as logged:
         for query, variables in (
             (SET, {"input": {"provider": "openai", "key": CANARY}}),
@@ -268,7 +268,7 @@ async def test_a_key_is_in_no_answer_log_export_document_or_row(
         turn = await client.send("Hello")
         await client.finish(turn["assistantMessage"]["id"])
         exported = await download(client)
-    assert await opened(server, client) == {"openai": CANARY, "google": CANARY, "custom:canary": CANARY}
+    assert await opened(server, client) == {"openai": CANARY, "google": CANARY, "custom:kept": CANARY}
     with zipfile.ZipFile(io.BytesIO(exported)) as file:
         seen += [file.read(name) for name in file.namelist()]
     ciphertexts = await rows.fetch("SELECT ciphertext FROM provider_keys WHERE owner_id = $1", key_of(client))

@@ -80,7 +80,7 @@ async def test_devices_that_change_different_fields_at_once_lose_nothing(client:
 
     def shown(settings: dict[str, Any]) -> dict[str, Any]:
         models = {"defaultModelId": settings["defaultModel"], "titleModelId": settings["titleModel"]}
-        return {name: model and model["id"] for name, model in models.items()} | settings["personalization"]
+        return {**{name: model and model["id"] for name, model in models.items()}, **settings["personalization"]}
 
     async with asyncio.TaskGroup() as devices:
         for field in FIELDS:
@@ -88,7 +88,7 @@ async def test_devices_that_change_different_fields_at_once_lose_nothing(client:
     assert shown(await settings_of(client)) == last
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "a model that is none": ({"titleModelId": "nope"}, "MODEL_UNAVAILABLE", "titleModelId"),
     "a default that is none": ({"defaultModelId": ""}, "MODEL_UNAVAILABLE", "defaultModelId"),
     "a long name": ({"personalization": {"name": "x" * 101}}, "PAYLOAD_TOO_LARGE", "personalization.name"),
