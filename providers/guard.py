@@ -115,8 +115,12 @@ class EndpointGuard:
         self._resolve = resolve or _Lookups().resolve
         self._refusal_seconds = refusal_seconds
 
-    async def check(self, base_url: str) -> str:
+    async def check(self, base_url: str, *, look_up: bool = True) -> str:
         """The base address in its one normal form, if it may be saved.
+
+        Args:
+            look_up: whether a name must have addresses that are open, now; for an endpoint out of an account's own file
+                that is no question, since it is looked at again before every connection.
 
         Scheme and host are in lower case there, the address is in its shortest form, a default port and the slash at
         the end of the path are left out. Passing this is no promise: names change, and every connection is looked at
@@ -137,7 +141,10 @@ class EndpointGuard:
         if not self._is_port_open_somewhere(port):
             ports = ", ".join(map(str, sorted(self._ports)))
             raise EndpointRefusedError(f"The base address must have a port that is open for endpoints: {ports}.")
-        open_ = await self._addresses(host, port) if isinstance(host, str) else self._may_reach(host, port)
+        if isinstance(host, str):
+            open_ = bool(await self._addresses(host, port)) if look_up else not is_never_opened_name(host)
+        else:
+            open_ = self._may_reach(host, port)
         if not open_:
             raise EndpointRefusedError(_UNREACHABLE)
         shown = f"[{host}]" if isinstance(host, IPv6Address) else str(host)

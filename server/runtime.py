@@ -389,9 +389,9 @@ class Server:
             anthropic_max_tokens=settings.anthropic_max_tokens,
         )
 
-    async def _checked_endpoint(self, base_url: str) -> str:
+    async def _checked_endpoint(self, base_url: str, look_up: bool) -> str:
         try:
-            return await self.guard.check(base_url)
+            return await self.guard.check(base_url, look_up=look_up)
         except EndpointRefusedError as error:
             raise ValueError(error.message) from None
 

@@ -217,7 +217,7 @@ class CustomProviders:
         keys: keeps the keys of the providers.
         names: the names of the providers that the server knows; a slug is none of them.
         check_endpoint: the base address in its normal form, if users may name it; raises ValueError with a sentence for
-            them.
+            them. The second argument says whether its name has to lead somewhere now.
         allowed: whether users may add endpoints; those that there are lead nowhere meanwhile.
     """
 
@@ -227,7 +227,7 @@ class CustomProviders:
         keys: ProviderKeys,
         names: Callable[[], Collection[str]],
         *,
-        check_endpoint: Callable[[str], Awaitable[str]],
+        check_endpoint: Callable[[str, bool], Awaitable[str]],
         allowed: bool,
     ) -> None:
         self._database = database
@@ -393,7 +393,8 @@ class CustomProviders:
     async def _accepted(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
         try:
             self._check_slug(row["slug"])
-            return {**row, "base_url": await self._checked_url(row["base_url"])}
+            # Also while its name cannot be looked up: it was somebody's, and is to be again.
+            return {**row, "base_url": await self._checked_url(row["base_url"], look_up=False)}
         except BadUserInputError:
             return None
 
@@ -406,10 +407,10 @@ class CustomProviders:
         if slug in self._names():
             raise BadUserInputError("This server has a provider of this name; choose another slug.", field="slug")
 
-    async def _checked_url(self, base_url: str) -> str:
+    async def _checked_url(self, base_url: str, *, look_up: bool = True) -> str:
         base_url = checked_line(base_url, field="baseUrl", max_bytes=MAX_URL_BYTES)
         try:
-            return await self._check_endpoint(base_url)
+            return await self._check_endpoint(base_url, look_up)
         except ValueError as refused:
             raise BadUserInputError(str(refused), field="baseUrl") from refused
 

@@ -305,7 +305,7 @@ async def test_where_the_operator_does_not_allow_them_nothing_of_theirs_is_used_
     await save_model(client)
     await save_model(client, provider="openai", vendorName="ft:mine")
 
-    async def check(url: str) -> str:
+    async def check(url: str, look_up: bool) -> str:
         return url
 
     closed = CustomProviders(
@@ -331,7 +331,7 @@ async def test_where_the_operator_does_not_allow_them_nothing_of_theirs_is_used_
 async def test_the_address_is_kept_as_the_check_gives_it_and_refused_in_its_words(
     server: Server, client: Client
 ) -> None:
-    async def check(url: str) -> str:
+    async def check(url: str, look_up: bool) -> str:
         if "inside" in url:
             raise ValueError("The base address must lead to a server on the public internet.")
         return url.lower().rstrip("/")

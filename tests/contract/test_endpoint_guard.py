@@ -278,6 +278,17 @@ async def test_what_may_be_saved_has_one_form(base_url: str, normal: str) -> Non
 TEXTS = st.text(st.sampled_from("aB1.-_:/@[]%\\?#;&=+~ \n١") | st.characters(), max_size=12)
 
 
+async def test_without_a_look_only_the_text_is_judged() -> None:
+    async def nobody(host: str, port: int) -> list[str]:
+        raise AssertionError("nobody is to be asked")
+
+    guard = EndpointGuard(resolve=nobody, refusal_seconds=0)
+    assert await guard.check("https://Later.example/v1", look_up=False) == "https://later.example/v1"
+    for inside in ("http://127.0.0.1/v1", "http://metadata.google.internal", "http://[::1]/", "ftp://a.example"):
+        with pytest.raises(EndpointRefusedError):
+            await guard.check(inside, look_up=False)
+
+
 @given(
     st.builds(lambda scheme, rest: scheme + rest, st.sampled_from(["http://", "https://a.example", "HTTP://1."]), TEXTS)
 )
