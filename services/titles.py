@@ -97,7 +97,7 @@ class Titles:
             async with asyncio.timeout(_DEADLINE_SECONDS):
                 model, provider = self._models.resolve(self._model_id)
                 prompt = _INSTRUCTION + question[:_QUESTION_CHARS]
-                request = GenerationRequest(model.vendor_name, (PromptMessage("user", prompt),))
+                request = GenerationRequest(model.vendor_name, (PromptMessage.of("user", prompt),))
                 said, usage = "", None
                 async with aclosing(provider.stream(request)) as events:
                     async for event in events:

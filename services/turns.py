@@ -37,7 +37,7 @@ from services.errors import (
     UnavailableError,
 )
 from services.generation import Generations
-from services.history import estimate_prompt, history
+from services.history import PromptLimits, estimate_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.titles import Titles, title_from_text
@@ -373,7 +373,7 @@ class Turns:
             depth += 1
         reservation = Reservation()
         if self._budgets.any:
-            tokens = await estimate_prompt(connection, new.user_message_id, max_chars=self._max_history_chars)
+            tokens = await estimate_prompt(connection, new.user_message_id, self._prompt_limits(new.model))
             reservation = await self._budgets.reserve(connection, new.viewer, tokens, new.model.prices)
         row = await connection.fetchrow(
             _ADD_ANSWER,
@@ -422,18 +422,22 @@ class Turns:
 
     def _start(self, new: _NewTurn, buffer: Any, reservation: Reservation) -> None:
         async def request() -> GenerationRequest:
-            messages = await history(
-                self._database, self._storage, new.user_message_id, max_chars=self._max_history_chars
-            )
+            limits = self._prompt_limits(new.model)
+            prompt = await history(self._database, self._storage, new.user_message_id, limits)
             return GenerationRequest(
                 new.model.vendor_name,
-                messages,
+                prompt.messages,
                 new.request.reasoning_effort,
                 max_output_tokens=reservation.answer_tokens,
+                prompt_tokens=prompt.tokens,
             )
 
         hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
         self._generations.start(hold, buffer, request, new.provider)
+
+    def _prompt_limits(self, model: ModelRecord) -> PromptLimits:
+        """What a model takes. Nobody said of any that it cannot see, so all are shown images and PDFs."""
+        return PromptLimits(max_chars=self._max_history_chars, vision=True, pdf=True, model_id=model.id)
 
     async def _repeat(self, connection: Connection, new: _NewTurn) -> Turn:
         """The turn that this key made before."""

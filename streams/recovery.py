@@ -113,7 +113,7 @@ class Reaper:
         async with self._database.acquire() as connection:
             rows = await connection.fetch(_CHECKPOINTS, hold.message_id)
         parts = join_parts([parts_from_json(row["parts"]) for row in rows])
-        end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate("", parts))
+        end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate(0, parts))
         record = await end_answer(self._database, hold, end)
         await self._used(hold.owner_id)
         if record is not None:

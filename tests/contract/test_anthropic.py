@@ -69,7 +69,7 @@ from tests.vendor_server import Script, VendorServer, Wire
 pytestmark = pytest.mark.usefixtures("no_canary_in_logs")
 
 MODEL = "claude-sonnet-5-5"
-REQUEST = GenerationRequest(model=MODEL, messages=(PromptMessage("user", "Hello"),))
+REQUEST = GenerationRequest(model=MODEL, messages=(PromptMessage.of("user", "Hello"),))
 HELLO = answer(text_block("Hel", "lo"))
 COUNTED = TokenUsage(prompt=25, completion=15)
 HELLO_EVENTS: list[ProviderEvent] = [TextDelta("Hel"), TextDelta("lo"), COUNTED, Finish(FinishReason.STOP)]
@@ -122,7 +122,7 @@ async def body_of(session: aiohttp.ClientSession, request: GenerationRequest, **
 
 
 def said(*turns: tuple[Any, str]) -> tuple[PromptMessage, ...]:
-    return tuple(PromptMessage(role, words) for role, words in turns)
+    return tuple(PromptMessage.of(role, words) for role, words in turns)
 
 
 def block(words: str, **fields: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from tests.anthropic_wire import (
 from tests.vendor_server import Script, VendorServer, Wire
 
 MODEL = "claude-sonnet-5-5"
-REQUEST = GenerationRequest(MODEL, (PromptMessage("user", "Hello"),))
+REQUEST = GenerationRequest(MODEL, (PromptMessage.of("user", "Hello"),))
 # What each reason of Anthropic's documents means in our terms, written down apart from the adapter.
 REASONS = {
     "end_turn": FinishReason.STOP,

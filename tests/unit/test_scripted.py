@@ -50,10 +50,10 @@ QUESTION = "Why is 🦉  the sky\nblue?"
 
 def asked(question: str, model: str = "m") -> GenerationRequest:
     history = (
-        PromptMessage("system", "Be brief."),
-        PromptMessage("user", "An older question"),
-        PromptMessage("assistant", "An older answer"),
-        PromptMessage("user", question),
+        PromptMessage.of("system", "Be brief."),
+        PromptMessage.of("user", "An older question"),
+        PromptMessage.of("assistant", "An older answer"),
+        PromptMessage.of("user", question),
     )
     return GenerationRequest(model, history)
 
