@@ -12,8 +12,7 @@ Rules of the request (beside those of `providers.conversation`):
   question is not: it is the one that is edited and asked again.
 - A reasoning effort turns thinking on: by `adaptive` and `effort`, and for models from before those (`_BUDGETED`) by a
   budget of tokens. Without an effort the model does as it does by default.
-- Thinking goes back as it was signed, and in its place: all of an answer's or none, and none where it would end the
-  answer, which is refused there.
+- Thinking goes back as it was signed, and in its place.
 - Results of calls stand first in the user's message behind them. The tools that were called are declared, as is asked
   for there, with any input, and may not be called (`tool_choice: none`).
 - `max_tokens` is required. It is what the request allows (thinking included); else the limit for the text that the
@@ -199,21 +198,13 @@ def _conversation(messages: list[PromptMessage]) -> list[dict[str, Any]]:
         if message.role == "user":
             add("user", [_block(part) for part in message.content])
         elif message.role == "assistant" and conversation:
-            for stretch in stretches(_with_thinking_in_order(message)):
+            for stretch in stretches(message):
                 add("assistant", [_block(part) for part in (*stretch.said, *stretch.calls)])
                 add("user", [_result(call) for call in stretch.calls])
     questions = [message for message in conversation if message["role"] == "user"]
     if len(questions) > 1:
         questions[-2]["content"][-1]["cache_control"] = _CACHED
     return conversation
-
-
-def _with_thinking_in_order(answer: PromptMessage) -> PromptMessage:
-    """The answer as it may be sent: without its thinking where that ends it."""
-    if not isinstance(answer.content[-1], PromptReasoning):
-        return answer
-    said = tuple(part for part in answer.content if not isinstance(part, PromptReasoning))
-    return PromptMessage(answer.role, said)
 
 
 def _block(part: PromptPart) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 - A call without a result is told that it was not carried out.
 - An answer does not end with a call: a short text closes it, because some vendors take no question right behind a
   result, and others then want the thinking that led to the call.
+- Nor does it end with reasoning, which is refused: then all of its reasoning is left out.
 - Vendors take no files in an answer, so those of an answer stand at the beginning of the question behind it.
 """
 
@@ -61,9 +62,11 @@ def fit(messages: Iterable[PromptMessage]) -> list[PromptMessage]:
                     content.append(
                         replace(part, call_id=f"call{calls:05}", name=_name(name), arguments=_object(arguments))
                     )
+        if content and isinstance(content[-1], PromptReasoning):
+            content = [part for part in content if not isinstance(part, PromptReasoning)]
         if content and isinstance(content[-1], PromptToolCall):
             content.append(PromptText(ENDED_WITH_CALL))
-        if any(not isinstance(part, PromptReasoning) for part in content):
+        if content:
             fitting.append(PromptMessage(message.role, tuple(content)))
     return fitting
 

@@ -98,7 +98,7 @@ class PromptLimits:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The messages of a request, oldest first, and about how many tokens they are."""
+    """The messages of a request, oldest first, and about how many tokens they are without what formats add to them."""
 
     messages: tuple[PromptMessage, ...]
     tokens: int
@@ -128,11 +128,12 @@ _Item: TypeAlias = PromptText | PromptReasoning | PromptToolCall | _Quote | _Sen
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message of the plan."""
+    """A message of the plan: what it says, how many tokens that is, and how many more its format takes at most."""
 
     role: Role
     items: tuple[_Item, ...]
     tokens: int
+    added: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +161,14 @@ async def history(database: Database, storage: Storage, message_id: UUID, limits
     async with database.acquire() as connection:
         branch = await _branch(connection, message_id)
     messages = [PromptMessage.of("system", text) for text in branch.system]
-    tokens = _system_tokens(branch)
+    tokens = sum(map(estimate_tokens, branch.system))
     for planned in reversed(_plan(branch, limits)):
         content: list[PromptPart] = []
         tokens += planned.tokens
         for item in planned.items:
             if isinstance(item, _Quote):
                 content.append(quoted := PromptText(await _quoted(storage, item)))
-                tokens += min(0, estimate_tokens(quoted.text) - item.tokens - _TOKENS_PER_FILE)
+                tokens += min(0, estimate_tokens(quoted.text) - item.tokens)
             elif isinstance(item, _Sent):
                 if planned.role == "user":
                     content.append(PromptText(f"[{_named(item.part)}:]"))
@@ -182,7 +183,7 @@ async def history(database: Database, storage: Storage, message_id: UUID, limits
 async def estimate_prompt(connection: Connection, message_id: UUID, limits: PromptLimits) -> int:
     """About how many tokens `history` will be, without reading a file: in the transaction that writes the question."""
     branch = await _branch(connection, message_id)
-    return _system_tokens(branch) + sum(message.tokens for message in _plan(branch, limits))
+    return _system_tokens(branch) + sum(message.tokens + message.added for message in _plan(branch, limits))
 
 
 async def _branch(connection: Connection, message_id: UUID) -> _Branch:
@@ -210,9 +211,10 @@ def _plan(branch: _Branch, limits: PromptLimits) -> list[_Message]:
         role = _ROLES[row["role"]]
         told = _told(parts_from_json(row["parts"]), own=role == "assistant" and row["model"] == limits.model_id)
         chars, tokens = _size(told)
-        if planned and (chars > room.chars or tokens > room.tokens):
+        added = _TOKENS_PER_MESSAGE + _TOKENS_PER_FILE * sum(isinstance(part, FilePart) for part in told)
+        if planned and (chars > room.chars or tokens + added > room.tokens):
             break
-        room.chars, room.tokens = max(0, room.chars - chars), max(0, room.tokens - tokens)
+        room.chars, room.tokens = max(0, room.chars - chars), max(0, room.tokens - tokens - added)
         items: list[_Item] = []
         for part in told:
             if isinstance(part, FilePart):
@@ -222,7 +224,7 @@ def _plan(branch: _Branch, limits: PromptLimits) -> list[_Message]:
             else:
                 items.append(part)
         if items:
-            planned.append(_Message(role, tuple(items), tokens))
+            planned.append(_Message(role, tuple(items), tokens, added))
     while len(planned) > 1 and planned[-1].role == "assistant":
         planned.pop()
     return planned
@@ -260,8 +262,8 @@ def _told(parts: list[Part], *, own: bool) -> list[_Told]:
 
 
 def _size(told: list[_Told]) -> tuple[int, int]:
-    """Code points and tokens of what a message says, its files only named."""
-    chars, tokens = 0, _TOKENS_PER_MESSAGE if told else 0
+    """Code points and tokens of what a message says, without its files."""
+    chars = tokens = 0
     for part in told:
         match part:
             case PromptText(text):
@@ -275,8 +277,6 @@ def _size(told: list[_Told]) -> tuple[int, int]:
                 written = len(name) + len(orjson.dumps(arguments)) + len(orjson.dumps(result))
                 chars += written
                 tokens += estimate_tokens_of(written)
-            case FilePart():
-                tokens += _TOKENS_PER_FILE
     return chars, tokens
 
 
