@@ -234,6 +234,8 @@ class _Answer(Answer):
             self._take_groq(groq)
         choice = _first_choice(chunk)
         if choice is None:
+            if chunk.get("object") == "error":  # vLLM, before it put the error into a field
+                raise stream_failure(chunk)
             return
         delta = choice.get("delta") or choice.get("message")
         if isinstance(delta, dict):
