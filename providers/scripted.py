@@ -288,7 +288,7 @@ def _parse_step(name: str, index: int, step: Any) -> Step:
         case {"signature": str(signature), **rest} if not rest and signature:
             return ReasoningSignature(signature)
         case {"image": [int(width), int(height)], **rest} if (
-            not rest and 0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE
+            not rest and all(_is_count(side) and 0 < side <= _MAX_SIDE for side in (width, height))
         ):
             return Draw(width, height)
         case {"tool": str(tool), "arguments": arguments, **rest} if not rest:

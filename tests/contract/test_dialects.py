@@ -127,14 +127,17 @@ async def test_groq(session: aiohttp.ClientSession, twice: bool) -> None:
 async def test_groq_breaks_an_answer_off(session: aiohttp.ClientSession) -> None:
     pieces = sse(
         '{HEAD,"choices":[{"index":0,"delta":{"content":"Fa"},"finish_reason":null}]}',
-        '{HEAD,"choices":[{"index":0,"delta":{},"finish_reason":null}],"x_groq":{"id":"req_01","error":"over capacity"}}',
+        '{HEAD,"choices":[{"index":0,"delta":{},"finish_reason":null}],"x_groq":{"id":"req_1","error":"overload"}}',
         head=GROQ_HEAD,
     )
     outcome = await ask(session, stream_of(*pieces))
     assert (outcome.events, outcome.code) == ([TextDelta("Fa")], FailureCode.PROVIDER_UNAVAILABLE)
 
 
-OPENROUTER_HEAD = '"id":"gen-1","provider":"Google","model":"google/gemini-3-flash","object":"chat.completion.chunk","created":1767225600'
+OPENROUTER_HEAD = (
+    '"id":"gen-1","provider":"Google","model":"google/gemini-3-flash","object":"chat.completion.chunk",'
+    '"created":1767225600'
+)
 OPENROUTER_USAGE = (
     '{"prompt_tokens":12,"completion_tokens":30,"total_tokens":42,"cost":0.00014,"is_byok":false,'
     '"prompt_tokens_details":{"cached_tokens":4,"audio_tokens":0},"cost_details":{"upstream_inference_cost":null},'
