@@ -29,7 +29,7 @@ from providers.sse import EventParser
 _EVENTS = 20_000
 _ROUNDS = 5
 _EVENTS_A_CHUNK = 4  # what a read brings while the vendor is faster than the reader, or less
-_REQUEST = GenerationRequest("bench", (PromptMessage("user", "Go"),))
+_REQUEST = GenerationRequest("bench", (PromptMessage.of("user", "Go"),))
 _WORD = " lorem"
 
 

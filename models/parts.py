@@ -26,9 +26,14 @@ class TextPart:
 
 @dataclass(slots=True, frozen=True)
 class ReasoningPart:
-    """What the model thought before or between its texts, where the provider shows it."""
+    """What the model thought before or between its texts, where the provider shows it.
+
+    `signature` is the vendor's mark on exactly this text, for the model that wrote the message: with it the text can be
+    sent back. It is stored and exported, and shown to nobody.
+    """
 
     text: str
+    signature: str | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,7 +56,7 @@ class SourcePart:
 
 @dataclass(slots=True, frozen=True)
 class FilePart:
-    """A file that a user sent along: what is remembered of it when the attachment is gone."""
+    """A file that a user sent along or a model made: what is remembered of it when the attachment is gone."""
 
     attachment_id: UUID
     name: str
@@ -96,8 +101,8 @@ def part_to_dict(part: Part) -> dict[str, Any]:
     match part:
         case TextPart(text):
             return {"type": "text", "text": text}
-        case ReasoningPart(text):
-            return {"type": "reasoning", "text": text}
+        case ReasoningPart(text, signature):
+            return {"type": "reasoning", "text": text} | ({} if signature is None else {"signature": signature})
         case ToolPart(call_id, name, arguments, result):
             return {"type": "tool", "callId": call_id, "name": name, "arguments": arguments, "result": result}
         case SourcePart(url, title):
@@ -117,7 +122,7 @@ def part_from_dict(stored: dict[str, Any]) -> Part:
         case "text":
             return TextPart(stored["text"])
         case "reasoning":
-            return ReasoningPart(stored["text"])
+            return ReasoningPart(stored["text"], stored.get("signature"))
         case "tool":
             return ToolPart(stored["callId"], stored["name"], stored["arguments"], stored["result"])
         case "source":

@@ -1,9 +1,10 @@
 """The adapter for Anthropic's Messages API, spoken natively: thinking, prompt caching and its own counts survive.
 
-What comes when: text, reasoning and whole tool calls as their blocks arrive; then at most one `TokenUsage`; then
-`Finish`, which only `message_stop` brings. Pings keep no answer alive: they come however long the model is silent.
+What comes when: text, reasoning and whole tool calls as their blocks arrive, a signature at the end of its block; then
+at most one `TokenUsage`; then `Finish`, which only `message_stop` brings. Pings keep no answer alive: they come however
+long the model is silent.
 
-Rules of the request:
+Rules of the request (beside those of `providers.conversation`):
 
 - Every system prompt goes into `system`. Neighbours of one role are one message of several blocks, the first message is
   a user's (answers before it are left out), and blank texts, which are refused there, are left out.
@@ -11,11 +12,15 @@ Rules of the request:
   question is not: it is the one that is edited and asked again.
 - A reasoning effort turns thinking on: by `adaptive` and `effort`, and for models from before those (`_BUDGETED`) by a
   budget of tokens. Without an effort the model does as it does by default.
+- Thinking goes back as it was signed, and in its place.
+- Results of calls stand first in the user's message behind them. The tools that were called are declared, as is asked
+  for there, with any input, and may not be called (`tool_choice: none`).
 - `max_tokens` is required. It is what the request allows (thinking included); else the limit for the text that the
   provider was made with, and on top of it what the effort may take for thinking.
 
-The counts of `message_start` alone are not told: they are made before the answer is. Signatures of thinking, redacted
-thinking, citations and the server's own tools have no place in `ProviderEvent` and are passed over.
+The counts of `message_start` alone are not told: they are made before the answer is. Citations and the server's own
+tools have no place in `ProviderEvent` and are passed over. Redacted thinking is passed over, too, and the rest of the
+answer's thinking is then marked as not to be sent back: a sequence of it that lacks a block is refused.
 
 What an event costs is measured by `python -m bench.adapters`; docs/providers.md has the numbers.
 """
@@ -34,14 +39,21 @@ from providers.base import (
     Finish,
     FinishReason,
     GenerationRequest,
+    PromptFile,
     PromptMessage,
+    PromptPart,
+    PromptReasoning,
+    PromptText,
+    PromptToolCall,
     ProviderFailure,
     ReasoningDelta,
     ReasoningEffort,
+    ReasoningSignature,
     TextDelta,
     TokenUsage,
     ToolCall,
 )
+from providers.conversation import base64_of, fit, result_text, stretches
 from providers.errors import stream_failure
 from providers.event_stream import Answer, EventStreamProvider, Retries, checked_base_url, checked_key
 from providers.http import DEFAULT_MAX_ANSWER_BYTES, Deadlines, failure
@@ -52,6 +64,8 @@ DEFAULT_MAX_TEXT_TOKENS = 16_000
 
 _VERSION = "2023-06-01"
 _MAX_TOOL_CALLS = 256
+# It holds the whole thinking, encrypted; a longer one is not kept.
+_MAX_SIGNATURE_CHARS = 1024 * 1024
 _CACHED = {"type": "ephemeral"}
 _NOTHING_ASKED = "There is no question to answer; write a message and send it again."
 
@@ -128,7 +142,7 @@ def request_body(request: GenerationRequest, *, max_text_tokens: int) -> dict[st
     Raises:
         ProviderFailure: there is no message of a user in it.
     """
-    messages = _conversation(request.messages)
+    messages = _conversation(fit(request.messages))
     if not messages:
         raise ProviderFailure(FailureCode.PROVIDER_REJECTED_REQUEST, _NOTHING_ASKED)
     body: dict[str, Any] = {
@@ -137,9 +151,15 @@ def request_body(request: GenerationRequest, *, max_text_tokens: int) -> dict[st
         "stream": True,
         **_limit_and_thinking(request, max_text_tokens),
     }
-    if system := _blocks([message.text for message in request.messages if message.role == "system"]):
+    if system := [
+        _block(part) for message in request.messages if message.role == "system" for part in message.content
+        if isinstance(part, PromptText) and part.text.strip()
+    ]:  # fmt: skip
         system[-1]["cache_control"] = _CACHED
         body["system"] = system
+    if tools := {block["name"] for message in messages for block in message["content"] if block["type"] == "tool_use"}:
+        body["tools"] = [{"name": name, "input_schema": {"type": "object"}} for name in sorted(tools)]
+        body["tool_choice"] = {"type": "none"}
     if request.user is not None:
         body["metadata"] = {"user_id": request.user}
     return body
@@ -165,24 +185,46 @@ def _limit_and_thinking(request: GenerationRequest, max_text_tokens: int) -> dic
     return {"max_tokens": allowed, "thinking": {"type": "enabled", "budget_tokens": budget}}
 
 
-def _conversation(messages: tuple[PromptMessage, ...]) -> list[dict[str, Any]]:
+def _conversation(messages: list[PromptMessage]) -> list[dict[str, Any]]:
     conversation: list[dict[str, Any]] = []
-    for message in messages:
-        blocks = _blocks([message.text])
-        if message.role == "system" or not blocks or not (conversation or message.role == "user"):
-            continue
-        if conversation and conversation[-1]["role"] == message.role:
+
+    def add(role: str, blocks: list[dict[str, Any]]) -> None:
+        if conversation and conversation[-1]["role"] == role:
             conversation[-1]["content"] += blocks
-        else:
-            conversation.append({"role": message.role, "content": blocks})
+        elif blocks:
+            conversation.append({"role": role, "content": blocks})
+
+    for message in messages:
+        if message.role == "user":
+            add("user", [_block(part) for part in message.content])
+        elif message.role == "assistant" and conversation:
+            for stretch in stretches(message):
+                add("assistant", [_block(part) for part in (*stretch.said, *stretch.calls)])
+                add("user", [_result(call) for call in stretch.calls])
     questions = [message for message in conversation if message["role"] == "user"]
     if len(questions) > 1:
         questions[-2]["content"][-1]["cache_control"] = _CACHED
     return conversation
 
 
-def _blocks(texts: list[str]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": text} for text in texts if text.strip()]
+def _block(part: PromptPart) -> dict[str, Any]:
+    match part:
+        case PromptText(text):
+            return {"type": "text", "text": text}
+        case PromptReasoning(text, signature):
+            return {"type": "thinking", "thinking": text, "signature": signature}
+        case PromptFile(name, content_type):
+            source = {"type": "base64", "media_type": content_type, "data": base64_of(part)}
+            if content_type.startswith("image/"):
+                return {"type": "image", "source": source}
+            return {"type": "document", "source": source, "title": name}
+        case PromptToolCall():
+            return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": part.arguments}
+
+
+def _result(call: PromptToolCall) -> dict[str, Any]:
+    told = {"type": "tool_result", "tool_use_id": call.call_id, "content": result_text(call)}
+    return told if call.result is not None else told | {"is_error": True}
 
 
 class _Answer(Answer):
@@ -194,6 +236,7 @@ class _Answer(Answer):
         self._counts: dict[str, Any] = {}
         self._calls: dict[int, _Call] = {}
         self._calls_begun = 0
+        self._thinking: dict[int, _Thinking] = {}
 
     def take(self, message: ServerSentEvent) -> bool:
         event = parse_json(message.data)
@@ -242,7 +285,7 @@ class _Answer(Answer):
 
     def end(self) -> None:
         if self.finish is not None:
-            for index in list(self._calls):
+            for index in [*self._calls, *self._thinking]:
                 self._end_block(index)
         self.report_usage()
         if self.finish is not None:
@@ -270,7 +313,12 @@ class _Answer(Answer):
             case "text":
                 self._tell_text(block.get("text"))
             case "thinking":
-                self._tell_thinking(block.get("thinking"))
+                if isinstance(index, int):
+                    self._end_block(index)
+                    self._thinking[index] = _Thinking(text_of(block.get("signature")))
+                self._tell_thinking(index, block.get("thinking"))
+            case "redacted_thinking":
+                self._events.append(ReasoningSignature(None))
             case "tool_use" if isinstance(index, int):
                 self._begin_call(index, block)
 
@@ -282,7 +330,11 @@ class _Answer(Answer):
         if kind == "text_delta":
             self._tell_text(delta.get("text"))
         elif kind == "thinking_delta":
-            self._tell_thinking(delta.get("thinking"))
+            self._tell_thinking(event.get("index"), delta.get("thinking"))
+        elif kind == "signature_delta":
+            place, signature = event.get("index"), text_of(delta.get("signature"))
+            if signature and isinstance(place, int) and (thinking := self._thinking.get(place)):
+                thinking.signature = signature
         elif kind == "input_json_delta":
             index, fragment = event.get("index"), delta.get("partial_json")
             # A server tool's input has no call here: whoever runs the tool is there, not here.
@@ -293,9 +345,12 @@ class _Answer(Answer):
         if text and isinstance(text, str):
             self._events.append(TextDelta(clean(text)))
 
-    def _tell_thinking(self, text: Any) -> None:
+    def _tell_thinking(self, index: Any, text: Any) -> None:
         if text and isinstance(text, str):
-            self._events.append(ReasoningDelta(clean(text)))
+            told = clean(text)
+            if told != text and isinstance(index, int) and (thinking := self._thinking.get(index)):
+                thinking.as_it_came = False
+            self._events.append(ReasoningDelta(told))
 
     def _begin_call(self, index: int, block: dict[str, Any]) -> None:
         self._end_block(index)
@@ -307,9 +362,24 @@ class _Answer(Answer):
         self._calls[index] = _Call(call_id, clean(text_of(block.get("name"))), block.get("input"))
 
     def _end_block(self, index: Any) -> None:
-        call = self._calls.pop(index, None) if isinstance(index, int) else None
-        if call is not None:
+        if not isinstance(index, int):
+            return
+        if (call := self._calls.pop(index, None)) is not None:
             self._events.append(call.complete())
+        if (thinking := self._thinking.pop(index, None)) is not None and thinking.signature:
+            self._events.append(thinking.signed())
+
+
+@dataclass(slots=True)
+class _Thinking:
+    """A block of thinking that is still arriving; `as_it_came`: nothing of it had to be repaired."""
+
+    signature: str
+    as_it_came: bool = True
+
+    def signed(self) -> ReasoningSignature:
+        sound = self.as_it_came and len(self.signature) <= _MAX_SIGNATURE_CHARS and self.signature.isascii()
+        return ReasoningSignature(self.signature if sound and self.signature.isprintable() else None)
 
 
 @dataclass(slots=True)

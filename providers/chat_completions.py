@@ -4,18 +4,33 @@ The format has dialects. Where they differ, this adapter takes what makes sense 
 an optional field must not cost the reader an answer. It is strict about what decides: an event has to be JSON, an
 `error` ends the answer, and only a `finish_reason` or `[DONE]` makes an answer whole.
 
-What comes when: text, reasoning and whole tool calls as they arrive; then at most one `TokenUsage`, also before a
-failure where the vendor had sent one by then; then `Finish`.
+What comes when: text, reasoning, images and whole tool calls as they arrive; then at most one `TokenUsage`, also before
+a failure where the vendor had sent one by then; then `Finish`.
+
+Rules of the request (beside those of `providers.conversation`):
+
+- A content that is text alone is sent as a string, which every server of this format takes; else as a list of parts.
+- Reasoning of answers before is not sent: the format has no place for it that vendors agree on.
+- Tools are not declared with the calls of answers before: no server of this format asks for it, and some refuse tools.
+
+Images come in `images` of a delta or a message, as data URLs. What is elsewhere is not fetched: the address would be
+chosen by the vendor, and the request made by this server.
+
+Counts follow one rule over all dialects: what `total_tokens` has beyond prompt and completion is reasoning that was not
+counted as completion (Google, xAI), and becomes a share of it.
 
 What an event costs is measured by `python -m bench.adapters`; docs/providers.md has the numbers.
 """
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import orjson
 
 from models.text import clean
 from providers.base import (
@@ -23,12 +38,18 @@ from providers.base import (
     Finish,
     FinishReason,
     GenerationRequest,
+    ImageOutput,
+    PromptFile,
+    PromptMessage,
+    PromptText,
+    PromptToolCall,
     ReasoningDelta,
     TextDelta,
     TokenUsage,
     ToolCall,
 )
 from providers.catalog import OutputLimitField
+from providers.conversation import base64_of, fit, result_text, stretches
 from providers.errors import stream_failure
 from providers.event_stream import Answer, EventStreamProvider, Retries, checked_base_url, checked_key
 from providers.http import DEFAULT_MAX_ANSWER_BYTES, Deadlines, failure
@@ -37,6 +58,8 @@ from providers.sse import DEFAULT_MAX_EVENT_BYTES, ServerSentEvent
 
 _DONE = b"[DONE]"
 _MAX_TOOL_CALLS = 256
+_MAX_IMAGES = 16
+_IMAGE_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})(?:;[a-z0-9=-]{1,40}){0,3};base64,", re.ASCII | re.IGNORECASE)
 
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
@@ -89,22 +112,70 @@ class ChatCompletionsProvider(EventStreamProvider):
         self._output_limit_field = output_limit_field
 
     def _request_body(self, request: GenerationRequest) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": [{"role": message.role, "content": message.text} for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if request.reasoning_effort is not None:
-            body["reasoning_effort"] = request.reasoning_effort.lower()
-        if request.max_output_tokens is not None:
-            body[self._output_limit_field] = request.max_output_tokens
-        if request.user is not None:
-            body["user"] = request.user
-        return body
+        return request_body(request, output_limit_field=self._output_limit_field)
 
     def _new_answer(self) -> Answer:
         return _Answer()
+
+
+def request_body(
+    request: GenerationRequest, *, output_limit_field: OutputLimitField = "max_completion_tokens"
+) -> dict[str, Any]:
+    """The request in the terms of chat completions."""
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": [said for message in fit(request.messages) for said in _said(message)],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.reasoning_effort is not None:
+        body["reasoning_effort"] = request.reasoning_effort.lower()
+    if request.max_output_tokens is not None:
+        body[output_limit_field] = request.max_output_tokens
+    if request.user is not None:
+        body["user"] = request.user
+    if request.image_output:
+        body["modalities"] = ["image", "text"]
+    return body
+
+
+def _said(message: PromptMessage) -> list[dict[str, Any]]:
+    """A message in the format's terms; an answer with calls is several, with their results among them."""
+    if message.role != "assistant":
+        return [{"role": message.role, "content": _content(message)}]
+    said: list[dict[str, Any]] = []
+    for stretch in stretches(message):
+        texts = [part.text for part in stretch.said if isinstance(part, PromptText)]
+        if not texts and not stretch.calls:
+            continue
+        answer: dict[str, Any] = {"role": "assistant", "content": "\n\n".join(texts) if texts else None}
+        if stretch.calls:
+            answer["tool_calls"] = [_call(call) for call in stretch.calls]
+        said.append(answer)
+        said += [{"role": "tool", "tool_call_id": call.call_id, "content": result_text(call)} for call in stretch.calls]
+    return said
+
+
+def _content(message: PromptMessage) -> str | list[dict[str, Any]]:
+    if all(isinstance(part, PromptText) for part in message.content):
+        return message.text
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, PromptText) else _file(part)
+        for part in message.content
+        if isinstance(part, PromptText | PromptFile)
+    ]
+
+
+def _file(file: PromptFile) -> dict[str, Any]:
+    url = f"data:{file.content_type};base64,{base64_of(file)}"
+    if file.content_type.startswith("image/"):
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "file", "file": {"filename": file.name, "file_data": url}}
+
+
+def _call(call: PromptToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": orjson.dumps(call.arguments).decode()}
+    return {"id": call.call_id, "type": "function", "function": function}
 
 
 class _Answer(Answer):
@@ -115,6 +186,7 @@ class _Answer(Answer):
         self._done = False
         self._calls: list[_Call] = []
         self._calls_begun = 0
+        self._images = 0
 
     def take(self, message: ServerSentEvent) -> bool:
         if message.data.startswith(_DONE):
@@ -157,8 +229,12 @@ class _Answer(Answer):
             raise stream_failure(error)
         if usage := chunk.get("usage"):
             self._usage = _token_usage(usage) or self._usage
+        elif groq := chunk.get("x_groq"):
+            self._take_groq(groq)
         choice = _first_choice(chunk)
         if choice is None:
+            if chunk.get("object") == "error":  # vLLM, before it put the error into a field
+                raise stream_failure(chunk)
             return
         delta = choice.get("delta") or choice.get("message")
         if isinstance(delta, dict):
@@ -171,13 +247,62 @@ class _Answer(Answer):
         if reasoning and isinstance(reasoning, str):
             self._events.append(ReasoningDelta(clean(reasoning)))
         text = delta.get("content") or delta.get("refusal")
-        if text and isinstance(text, str):
-            self._events.append(TextDelta(clean(text)))
+        if text:
+            if isinstance(text, str):
+                self._events.append(TextDelta(clean(text)))
+            elif isinstance(text, list):
+                self._take_pieces(text)
         fragments = delta.get("tool_calls")
         if isinstance(fragments, list):
             for fragment in fragments:
                 if isinstance(fragment, dict):
                     self._take_call_fragment(fragment)
+        images = delta.get("images")
+        if isinstance(images, list):
+            for image in images:
+                self._take_image(image)
+
+    def _take_pieces(self, pieces: list[Any]) -> None:
+        """A content in pieces, as Mistral's reasoning models send it."""
+        for piece in pieces:
+            if not isinstance(piece, dict):
+                continue
+            if text := text_of(piece.get("text")):
+                self._events.append(TextDelta(clean(text)))
+            thinking = piece.get("thinking")
+            for thought in thinking if isinstance(thinking, list) else ():
+                if isinstance(thought, dict) and (text := text_of(thought.get("text"))):
+                    self._events.append(ReasoningDelta(clean(text)))
+
+    def _take_image(self, image: Any) -> None:
+        """An image as a data URL; whatever else is skipped.
+
+        Raises:
+            ProviderFailure: more images than any real answer has.
+        """
+        place = image.get("image_url") if isinstance(image, dict) else None
+        url = text_of(place.get("url") if isinstance(place, dict) else place)
+        head = _IMAGE_URL.match(url)
+        if head is None:
+            return
+        try:
+            data = b64decode(url[head.end() :], validate=True)
+        except ValueError:
+            return
+        if not data:
+            return
+        if self._images >= _MAX_IMAGES:
+            raise failure(FailureCode.PROVIDER_PROTOCOL)
+        self._images += 1
+        self._events.append(ImageOutput(head[1].lower(), data))
+
+    def _take_groq(self, groq: Any) -> None:
+        """What Groq puts beside the format: the counts of a stream, and why it was broken off."""
+        if not isinstance(groq, dict):
+            return
+        if error := groq.get("error"):
+            raise stream_failure(error)
+        self._usage = _token_usage(groq.get("usage")) or self._usage
 
     def _take_finish_reason(self, reason: Any, choice: dict[str, Any]) -> None:
         if not isinstance(reason, str):
@@ -263,8 +388,13 @@ def _token_usage(usage: Any) -> TokenUsage | None:
         return None
     prompt = token_count(usage, "prompt_tokens")
     completion = token_count(usage, "completion_tokens")
+    reasoning = token_count(usage.get("completion_tokens_details"), "reasoning_tokens")
+    if (uncounted := token_count(usage, "total_tokens") - prompt - completion) > 0:
+        completion += uncounted
+        reasoning = max(reasoning, uncounted)
     if not prompt and not completion:
         return None
-    cached = token_count(usage.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = token_count(usage.get("completion_tokens_details"), "reasoning_tokens")
+    cached = token_count(usage.get("prompt_tokens_details"), "cached_tokens") or token_count(
+        usage, "prompt_cache_hit_tokens"
+    )
     return TokenUsage(prompt, completion, min(reasoning, completion), min(cached, prompt))

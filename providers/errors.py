@@ -40,6 +40,10 @@ _ERROR_PHRASES = (
     ("content filtering policy", FailureCode.CONTENT_FILTERED),
     ("api key not valid", FailureCode.PROVIDER_REJECTED_KEY),
 )
+# Anthropic, of thinking blocks that were sent back. Its words change; the kind of block and one of these stay.
+_OF_REASONING = re.compile(
+    r"thinking.{0,200}(signature|cannot be modified|different conversation)|signature.{0,200}thinking", re.DOTALL
+)
 _OUT_OF_CREDIT_PHRASE = "credit balance is too low"
 # Inside of an answer there is no status; these names mean what the status means that they come with elsewhere.
 _STATUSES = {
@@ -76,6 +80,8 @@ def named_failure(body: Any) -> ProviderFailure | None:
     text = (error.get("message") if isinstance(error, dict) else error) or ""
     if isinstance(text, str):
         text = text.lower()
+        if _OF_REASONING.search(text):
+            return failure(FailureCode.PROVIDER_REJECTED_REQUEST, of_reasoning=True)
         if _OUT_OF_CREDIT_PHRASE in text:
             return ProviderFailure(FailureCode.PROVIDER_REJECTED_REQUEST, OUT_OF_CREDIT)
         for phrase, code in _ERROR_PHRASES:

@@ -5,7 +5,8 @@ what the events mean.
 
 A request is sent again only where the vendor put it off (429, 5xx, or an error of that name as the first word of the
 answer) and nothing has been told yet. A lost connection is no such case: the vendor may be at work, and would be paid
-twice.
+twice. And once, without the reasoning of answers before, where the vendor refused that: signatures can be bound to
+everything that was said before them, which is left out by and by as a thread grows.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from providers.base import (
 from providers.errors import named_failure
 from providers.http import (
     DEFAULT_MAX_ANSWER_BYTES,
+    MAX_IMAGE_EVENT_BYTES,
     TOO_LARGE,
     Deadlines,
     Exchange,
@@ -140,7 +142,7 @@ class EventStreamProvider(ABC):
         headers: sent with each, the key among them.
         deadlines: how long the vendor may take.
         max_answer_bytes: bound on one answer as it comes over the wire.
-        max_event_bytes: bound on one event, and on an answer that comes in one piece.
+        max_event_bytes: bound on one event, and on an answer that comes in one piece; more where images are wanted.
         retries: how often a request is sent again that the vendor put off.
     """
 
@@ -187,8 +189,13 @@ class EventStreamProvider(ABC):
         """
         if self._closing.is_set() or self._session.closed:
             raise failure(FailureCode.PROVIDER_UNAVAILABLE)
-        body = orjson.dumps(self._request_body(request))
+        most_bytes = max(self._max_event_bytes, MAX_IMAGE_EVENT_BYTES if request.image_output else 0)
+        body = await self._written(request)
+        # The bytes of files are held while they are sent, and not for as long as the answer takes.
+        simpler = request.without_reasoning()
+        del request
         started, retries = asyncio.get_running_loop().time(), 0
+        pause: float | None
         while True:
             answer = self._new_answer()
             exchange = Exchange(
@@ -196,18 +203,22 @@ class EventStreamProvider(ABC):
             )
             self._running.add(exchange)
             try:
-                parser = await self._open(exchange, body, answer)
+                parser = await self._open(exchange, body, answer, most_bytes)
                 while not answer.over:
                     await self._take_chunk(exchange, parser, answer)
                     for event in answer.collect():
+                        body, simpler = b"", None
                         yield event
                 answer.end()
                 for event in answer.collect():
                     yield event
                 await exchange.settle()
             except ProviderFailure as refusal:
-                retries += 1
-                pause = None if answer.spoke else self._pause(retries, refusal, started)
+                if refusal.of_reasoning and simpler is not None and not answer.spoke:
+                    body, simpler, pause = await self._written(simpler), None, 0.0
+                else:
+                    retries += 1
+                    pause = None if answer.spoke else self._pause(retries, refusal, started)
                 if pause is None:
                     answer.report_usage()
                     for event in answer.collect():
@@ -220,18 +231,24 @@ class EventStreamProvider(ABC):
                 exchange.close()
             await self._rest(pause)
 
+    async def _written(self, request: GenerationRequest) -> bytes:
+        """The body of a request. With files it takes milliseconds, in which others are not made to wait."""
+        if not request.has_files:
+            return orjson.dumps(self._request_body(request))
+        return await asyncio.to_thread(lambda: orjson.dumps(self._request_body(request)))
+
     async def close(self) -> None:
         """Make running streams fail with PROVIDER_UNAVAILABLE, and later ones too. The session stays open."""
         self._closing.set()
         for exchange in list(self._running):
             exchange.abort()
 
-    async def _open(self, exchange: Exchange, body: bytes, answer: Answer) -> EventParser:
+    async def _open(self, exchange: Exchange, body: bytes, answer: Answer, most_bytes: int) -> EventParser:
         response = await exchange.post(self._url, headers=self._headers, body=body)
         await _refuse_failures(exchange, response)
         if _media_type(response) == "application/json":
-            answer.take_whole(await exchange.read_whole(self._max_event_bytes))
-        return EventParser(max_event_bytes=self._max_event_bytes)
+            answer.take_whole(await exchange.read_whole(most_bytes))
+        return EventParser(max_event_bytes=most_bytes)
 
     async def _take_chunk(self, exchange: Exchange, parser: EventParser, answer: Answer) -> None:
         chunk = await self._next_chunk(exchange, answer)

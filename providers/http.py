@@ -34,6 +34,8 @@ from providers.base import FailureCode, ProviderFailure
 _logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# An event with an image: 24 MiB of it, about as much as a file may have, in base64.
+MAX_IMAGE_EVENT_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_SECONDS = 3600
 
 _CONNECTIONS = 4096
@@ -315,9 +317,11 @@ class Exchange:
         return self._protocol is not None and isinstance(self._protocol.exception(), aiohttp.ClientOSError)
 
 
-def failure(code: FailureCode, *, retry_after: int | None = None, passing: bool = False) -> ProviderFailure:
+def failure(
+    code: FailureCode, *, retry_after: int | None = None, passing: bool = False, of_reasoning: bool = False
+) -> ProviderFailure:
     """A failure with the ordinary sentence of its code."""
-    return ProviderFailure(code, _SENTENCES[code], retry_after=retry_after, passing=passing)
+    return ProviderFailure(code, _SENTENCES[code], retry_after=retry_after, passing=passing, of_reasoning=of_reasoning)
 
 
 def failure_for_status(status: int, *, retry_after: int | None = None) -> ProviderFailure:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import struct
+import zlib
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +24,17 @@ from providers.base import (
     Finish,
     FinishReason,
     GenerationRequest,
+    ImageOutput,
     ProviderEvent,
     ProviderFailure,
     ReasoningDelta,
+    ReasoningSignature,
     TextDelta,
     TokenUsage,
     ToolCall,
 )
 
+_MAX_SIDE = 1_000
 _CHUNK = re.compile(r"\s*\S+|\s+")
 
 
@@ -58,6 +63,14 @@ class Explain:
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """Send an image of this size: a plain PNG that fades from one colour into another."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Send nothing for this many seconds; None: for ever."""
 
@@ -82,7 +95,20 @@ class Crash:
     """Fail as a defect in an adapter would: with an exception that nobody expects."""
 
 
-Step: TypeAlias = Say | Echo | Explain | Pause | Fail | HangUp | Crash | ToolCall | TokenUsage
+Step: TypeAlias = (
+    Say
+    | Echo
+    | Explain
+    | Draw
+    | Pause
+    | Fail
+    | HangUp
+    | Crash
+    | ToolCall
+    | TokenUsage
+    | ReasoningSignature
+    | ImageOutput
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +127,7 @@ BUILT_IN_SCRIPTS: Mapping[str, Script] = {
         words_per_second=30,
     ),
     "scripted-echo": Script((Echo(),)),
+    "scripted-image": Script((Say("Here is a picture. "), Draw(320, 200), Say("It was drawn just now.")), 10),
 }
 
 
@@ -147,7 +174,9 @@ class ScriptedProvider:
                     return
                 case Crash():
                     raise RuntimeError("the script says that the adapter has a defect")
-                case ToolCall():
+                case Draw(width, height):
+                    yield ImageOutput("image/png", drawn(width, height))
+                case ToolCall() | ReasoningSignature() | ImageOutput():
                     yield step
                 case TokenUsage():
                     usage = step
@@ -166,6 +195,22 @@ def _spoken(step: Say | Echo | Explain, question: str) -> Iterator[ProviderEvent
             yield from (TextDelta(question[at : at + size]) for at in range(0, len(question), size))
         case Explain():
             yield from (TextDelta(chunk) for chunk in _CHUNK.findall(_explanation(question)))
+
+
+def drawn(width: int, height: int) -> bytes:
+    """A PNG of this size: red grows to the right, blue to the bottom."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    reds = [255 * x // width for x in range(width)]
+    rows = (
+        b"\x00" + b"".join(bytes((red, 96, 255 * y // height)) for red in reds)  # 0: the row is not filtered
+        for y in range(height)
+    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits for each of red, green and blue
+    pixels = zlib.compress(b"".join(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def _explanation(question: str) -> str:
@@ -240,6 +285,12 @@ def _parse_step(name: str, index: int, step: Any) -> Step:
             return Pause(float(seconds))
         case {"pause": "forever", **rest} if not rest:
             return Pause(None)
+        case {"signature": str(signature), **rest} if not rest and signature:
+            return ReasoningSignature(signature)
+        case {"image": [int(width), int(height)], **rest} if not rest and all(
+            _is_count(side) and 0 < side <= _MAX_SIDE for side in (width, height)
+        ):
+            return Draw(width, height)
         case {"tool": str(tool), "arguments": arguments, **rest} if not rest:
             return ToolCall(f"call_{index}", tool, arguments)
         case {"usage": dict(usage), **rest} if not rest and all(map(_is_count, usage.values())):

@@ -42,6 +42,7 @@ from services.claims import Claims
 from services.custom_providers import CustomProviders
 from services.exports import Exports
 from services.forks import Forks
+from services.generated_images import GeneratedImages
 from services.generation import GenerationLimits, Generations
 from services.identity import Identities, Issuer
 from services.imports import Imports
@@ -160,7 +161,20 @@ class Server:
         self.wakeups = Wakeups(self.database, self.channel, look_seconds=_LOOK_SECONDS)
         await self.wakeups.start()
         stack.push_async_callback(self.wakeups.stop)
-        self.generations = Generations(self.database, self.hub, self.leases, self.channel, self.wakeups, limits)
+        storage = self.storage = self._storage()
+        stack.push_async_callback(storage.close)
+        attachments = self.attachments = Attachments(
+            self.database,
+            storage,
+            AttachmentLimits(
+                settings.max_attachment_bytes,
+                settings.max_attachment_quota_bytes,
+                settings.attachment_url_seconds,
+                settings.unlinked_attachment_seconds,
+            ),
+        )
+        images = GeneratedImages(self.database, attachments)
+        self.generations = Generations(self.database, self.hub, self.leases, self.channel, self.wakeups, limits, images)
         await self.generations.listen()
         self.accounts = Accounts(self.database, self.generations)
         stack.push_async_callback(self.accounts.close)
@@ -191,18 +205,6 @@ class Server:
         await reaper.reap(all_others=True)
         titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
-        storage = self.storage = self._storage()
-        stack.push_async_callback(storage.close)
-        attachments = self.attachments = Attachments(
-            self.database,
-            storage,
-            AttachmentLimits(
-                settings.max_attachment_bytes,
-                settings.max_attachment_quota_bytes,
-                settings.attachment_url_seconds,
-                settings.unlinked_attachment_seconds,
-            ),
-        )
         self.sweeper = Sweeper(
             self.database,
             Retention(

@@ -255,10 +255,17 @@ _PART_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 
+# Those that a part has only where there is something to say.
+_OPTIONAL_PART_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {"reasoning": {"signature": (str,)}}
+
+
 def _is_part(part: dict[str, Any]) -> bool:
     kind = part.get("type")
     fields = _PART_FIELDS.get(kind) if isinstance(kind, str) else None
-    if fields is None or part.keys() != fields.keys() | {"type"}:
+    if fields is None:
+        return False
+    fields = fields | {name: types for name, types in _OPTIONAL_PART_FIELDS.get(str(kind), {}).items() if name in part}
+    if part.keys() != fields.keys() | {"type"}:
         return False
     return all(isinstance(part[name], types) for name, types in fields.items()) and part.get("text") != ""
 

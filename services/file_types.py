@@ -111,6 +111,17 @@ class Inspection:
         return UNKNOWN
 
 
+def facts_of_beginning(data: bytes) -> FileFacts:
+    """What bytes are that are there already, told by the first MiB of them; their size and hash are that part's.
+
+    Raises:
+        BadUserInputError: they are none, or an image that is broken or too large.
+    """
+    inspection = Inspection()
+    inspection._look(data[:_HEAD_BYTES])  # noqa: SLF001 - its own module
+    return inspection.facts(None)
+
+
 def dimensions(content_type: str, head: bytes) -> tuple[int, int]:
     """Width and height of an image as its header has them, nothing decoded.
 

@@ -24,13 +24,16 @@ from providers.base import (
     Finish,
     FinishReason,
     GenerationRequest,
+    ImageOutput,
     Provider,
     ProviderFailure,
     ReasoningDelta,
+    ReasoningSignature,
     TextDelta,
     TokenUsage,
     ToolCall,
 )
+from services.generated_images import GeneratedImages, ImageLostError
 from services.wakeups import Wakeups
 from storage.base import StorageError
 from streams.buffer import StreamBuffer
@@ -80,12 +83,17 @@ class _Outcome:
 class Generation:
     """One answer being written. `run` is its task."""
 
-    def __init__(self, hold: StreamHold, buffer: StreamBuffer, limits: GenerationLimits) -> None:
+    def __init__(
+        self, hold: StreamHold, buffer: StreamBuffer, limits: GenerationLimits, images: GeneratedImages
+    ) -> None:
         self.hold = hold
         self.buffer = buffer
         self._limits = limits
+        self._images = images
+        self._images_kept = 0
+        self._lost_image: MessageFailure | None = None
         self._usage: TokenUsage | None = None
-        self._prompt = ""
+        self._prompt_tokens = 0
         self._called_provider = False
         self._last_event = 0.0
         self._reading: asyncio.Task[_Outcome] | None = None
@@ -108,7 +116,7 @@ class Generation:
             await asyncio.wait({self._reading}, timeout=wake)
         outcome = await self._settle()
         parts = self.buffer.parts()
-        tokens = estimate(self._prompt, parts) if self._usage is None else reported_tokens(self._usage)
+        tokens = estimate(self._prompt_tokens, parts) if self._usage is None else reported_tokens(self._usage)
         return AnswerEnd(outcome.status, parts, outcome.failure, tokens, self._called_provider)
 
     def end_early(self, status: MessageStatus, failure: MessageFailure | None) -> None:
@@ -135,10 +143,12 @@ class Generation:
     async def _consume(self, request: Callable[[], Any], provider: Provider) -> _Outcome:
         try:
             asked: GenerationRequest = await request()
-            self._prompt = "\n".join(message.text for message in asked.messages)
+            self._prompt_tokens, most_tokens = asked.prompt_tokens, asked.max_output_tokens
             self._called_provider = True
-            async with aclosing(provider.stream(asked)) as events:
-                finish = await self._follow(events, asked.max_output_tokens)
+            stream = provider.stream(asked)
+            del asked  # the bytes of its files are not to be held for as long as the answer takes
+            async with aclosing(stream) as events:
+                finish = await self._follow(events, most_tokens)
         except ProviderFailure as failure:
             return _Outcome(
                 MessageStatus.FAILED,
@@ -155,8 +165,10 @@ class Generation:
             return _Outcome(MessageStatus.FAILED, _DEFECT)
         if finish is None:
             return _Outcome(MessageStatus.INTERRUPTED, _HUNG_UP)
-        if finish.reason is FinishReason.LENGTH and self._used_up(asked.max_output_tokens):
+        if finish.reason is FinishReason.LENGTH and self._used_up(most_tokens):
             return _Outcome(MessageStatus.INTERRUPTED, _OVER_BUDGET)
+        if self._lost_image is not None:
+            return _Outcome(MessageStatus.FAILED, self._lost_image)
         if self.buffer.length == 0:
             filtered = finish.reason is FinishReason.CONTENT_FILTER
             return _Outcome(MessageStatus.FAILED, _FILTERED if filtered else _EMPTY)
@@ -184,12 +196,29 @@ class Generation:
                 buffer.append_part(part)
             elif kind is TokenUsage:
                 self._usage = event
+            elif kind is ReasoningSignature:
+                buffer.sign(event.signature)
+            elif kind is ImageOutput:
+                if allowance is not None and not allowance.take_image():
+                    raise _OverBudgetError
+                await self._take_image(event.data)
             else:
                 assert isinstance(event, Finish)
                 return event
             if buffer.length > limit:
                 raise _OutputLimitError
         return None
+
+    async def _take_image(self, data: bytes) -> None:
+        """Keep an image and add it. The answer goes on without one that cannot be kept, and ends as FAILED."""
+        try:
+            part = await self._images.keep(self.hold, data, number=self._images_kept + 1)
+        except ImageLostError as lost:
+            self._lost_image = self._lost_image or lost.failure
+        else:
+            self._images_kept += 1
+            self.buffer.append_part(part)
+        self._last_event = asyncio.get_running_loop().time()
 
 
 def reported_tokens(usage: TokenUsage) -> MessageTokens:
@@ -226,6 +255,7 @@ class Generations:
 
     Args:
         wakeups: who tells the user's subscriptions of each end that is stored.
+        images: keeps the images that models make.
     """
 
     def __init__(
@@ -236,6 +266,7 @@ class Generations:
         channel: Channel,
         wakeups: Wakeups,
         limits: GenerationLimits,
+        images: GeneratedImages,
     ) -> None:
         self._database = database
         self._hub = hub
@@ -243,6 +274,7 @@ class Generations:
         self._channel = channel
         self._wakeups = wakeups
         self._limits = limits
+        self._images = images
         self._running: dict[UUID, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -260,7 +292,7 @@ class Generations:
         Args:
             request: makes the request for the provider (it reads the history); awaited in the task.
         """
-        generation = Generation(hold, buffer, self._limits)
+        generation = Generation(hold, buffer, self._limits, self._images)
         self._running[hold.message_id] = generation
         self._leases.keep(buffer)
         task = asyncio.create_task(self._run(generation, request, provider), name=f"generation {hold.message_id}")

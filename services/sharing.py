@@ -72,7 +72,7 @@ SELECT (SELECT count(*) FROM shares s WHERE s.thread_id = $1 AND {_LIVE}) AS sha
 """  # noqa: S608
 # An answer that is being written is left out, and so are instructions to the model: they are no part of what is shown.
 # A file goes in only where that was chosen, with a reference to its bytes that is the share's own, and without the id
-# by which its owner finds it.
+# by which its owner finds it. Signatures of reasoning stay behind: they are for the model's vendor alone.
 _SHARE = f"""
 WITH share AS (
     INSERT INTO shares (id, owner_id, thread_id, token, title, includes_attachments, expires_at)
@@ -92,7 +92,7 @@ WITH share AS (
 ), copies AS (
     INSERT INTO share_messages (share_id, position, role, status, parts, model, created_at)
     SELECT share.id, row_number() OVER (ORDER BY m.depth) - 1, m.role, m.status, (
-        SELECT coalesce(jsonb_agg(CASE WHEN f.position IS NULL THEN part
+        SELECT coalesce(jsonb_agg(CASE WHEN f.position IS NULL THEN part - 'signature'
             ELSE part - 'attachmentId' || jsonb_build_object('position', f.position) END ORDER BY listed.place), '[]')
         FROM jsonb_array_elements(m.parts) WITH ORDINALITY AS listed (part, place)
         LEFT JOIN files f ON f.message_id = m.id AND f.place = listed.place

@@ -28,6 +28,7 @@ _INSTRUCTION = (
     "Write a title of at most six words for a conversation that begins with the text below, in the language of that "
     "text. Answer with the title alone: no quotes, no full stop.\n\n"
 )
+_CHOSEN = "SELECT title_model FROM settings WHERE owner_id = $1"
 # Only a title that was made from the text is replaced: never the user's own.
 _SET = "UPDATE threads SET title = $2, title_source = 'MODEL' WHERE id = $1 AND title_source = 'TEXT'"
 _USED = """
@@ -69,7 +70,7 @@ class Titles:
     """Titles by a model, each in a task of its own that ends by its deadline or with `close`.
 
     Args:
-        model_id: the model to ask; None leaves titles as they were made from the text.
+        model_id: the model to ask for users who chose none; None leaves their titles as they were made from the text.
     """
 
     def __init__(self, database: Database, models: Models, wakeups: Wakeups, model_id: str | None) -> None:
@@ -81,8 +82,6 @@ class Titles:
 
     def begin(self, viewer: Viewer, thread_id: UUID, assistant_message_id: UUID, question: str) -> None:
         """Start to title a new thread by its first question; its usage is counted with the first answer's message."""
-        if self._model_id is None:
-            return
         task = asyncio.create_task(self._title(viewer, thread_id, assistant_message_id, question), name="title")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -97,9 +96,12 @@ class Titles:
         try:
             async with asyncio.timeout(_DEADLINE_SECONDS):
                 async with self._database.acquire() as connection:
-                    model, provider = await self._models.resolve(connection, viewer, self._model_id)
+                    chosen = await connection.fetchval(_CHOSEN, viewer.id) or self._model_id
+                    if chosen is None:
+                        return
+                    model, provider = await self._models.resolve(connection, viewer, chosen)
                 prompt = _INSTRUCTION + question[:_QUESTION_CHARS]
-                request = GenerationRequest(model.vendor_name, (PromptMessage("user", prompt),))
+                request = GenerationRequest(model.vendor_name, (PromptMessage.of("user", prompt),))
                 said, usage = "", None
                 async with aclosing(provider.stream(request)) as events:
                     async for event in events:

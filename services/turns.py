@@ -37,7 +37,7 @@ from services.errors import (
     UnavailableError,
 )
 from services.generation import Generations
-from services.history import estimate_prompt, history
+from services.history import PromptLimits, estimate_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.models import Models
@@ -372,7 +372,7 @@ class Turns:
             depth += 1
         reservation = Reservation()
         if self._budgets.any:
-            tokens = await estimate_prompt(connection, new.user_message_id, max_chars=self._max_history_chars)
+            tokens = await estimate_prompt(connection, new.user_message_id, self._prompt_limits(new.model))
             reservation = await self._budgets.reserve(connection, new.viewer, tokens, new.model.prices)
         row = await connection.fetchrow(
             _ADD_ANSWER,
@@ -425,18 +425,35 @@ class Turns:
         effort = new.request.reasoning_effort if knows_effort else None
 
         async def request() -> GenerationRequest:
-            messages = await history(
-                self._database, self._storage, new.user_message_id, max_chars=self._max_history_chars
-            )
+            limits = self._prompt_limits(new.model)
+            prompt = await history(self._database, self._storage, new.user_message_id, limits)
             return GenerationRequest(
                 new.model.vendor_name,
-                messages,
+                prompt.messages,
                 effort,
                 max_output_tokens=reservation.answer_tokens,
+                image_output=new.model.can(Ability.IMAGE_OUTPUT),
+                prompt_tokens=prompt.tokens,
             )
 
         hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
         self._generations.start(hold, buffer, request, new.provider)
+
+    def _prompt_limits(self, model: ModelRecord) -> PromptLimits:
+        """What a model takes. One of which nobody said that it can see is shown neither images nor PDFs: most that
+        cannot would refuse the request, and every later one of the thread.
+        """
+        context = model.context_tokens
+        # A quarter for the answer, unless the model writes less at most.
+        reserved = 0 if context is None else min(model.max_output_tokens or context, context // 4)
+        return PromptLimits(
+            max_chars=self._max_history_chars,
+            context_tokens=context,
+            reserved_tokens=reserved,
+            vision=model.can(Ability.VISION),
+            pdf=model.can(Ability.PDF),
+            model_id=model.id,
+        )
 
     async def _repeat(self, connection: Connection, new: _NewTurn) -> Turn:
         """The turn that this key made before."""

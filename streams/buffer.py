@@ -83,6 +83,8 @@ class StreamBuffer:
         self._part_index = -1
         self._kind: DeltaKind | None = None
         self._part_entries = 0
+        self._signatures: dict[int, str] = {}
+        self._unsigned = False
         self._waiters: set[asyncio.Future[None]] = set()
 
     @property
@@ -100,6 +102,8 @@ class StreamBuffer:
             self._part_entries = 0
         elif self._part_entries >= _JOIN_ENTRIES:
             self._join_entries()
+        if self._signatures and self._part_index in self._signatures:
+            self._unsigned = True
         self._starts.append(self.length)
         self.length += len(text)
         self._part_entries += 1
@@ -115,6 +119,17 @@ class StreamBuffer:
         self.length += part_length(part)
         self._entries.append(PartAdded(f"{self._prefix}{self.length}", self._part_index, part))
         self._wake()
+
+    def sign(self, signature: str | None) -> None:
+        """Mark the reasoning that is being written as signed, just as it is now; None: it cannot be.
+
+        The answer's reasoning can be sent back as a whole or not at all. So there are no signatures any more once one
+        has no place: where the part goes on behind it, has one already, or where there is no such part.
+        """
+        if signature is None or self._kind != "REASONING" or self._part_index in self._signatures:
+            self._unsigned = True
+        else:
+            self._signatures[self._part_index] = signature
 
     def end(self, message: MessageRecord) -> None:
         """Give readers the stored message; nothing may be appended after."""
@@ -144,8 +159,18 @@ class StreamBuffer:
         return list(self._merged(first, offset))
 
     def parts(self) -> list[Part]:
-        """Everything so far, as parts."""
-        return parts_of(self.since(0)) if self.length else []
+        """Everything so far, as parts, reasoning with its signatures where all of it has one.
+
+        What is saved on the way (`since`) has none: a text that is cut is not what was signed.
+        """
+        parts = parts_of(self.since(0)) if self.length else []
+        thoughts = {index for index, part in enumerate(parts) if isinstance(part, ReasoningPart)}
+        if not self._unsigned and thoughts == self._signatures.keys():
+            for index, signature in self._signatures.items():
+                part = parts[index]
+                assert isinstance(part, ReasoningPart)
+                parts[index] = ReasoningPart(part.text, signature)
+        return parts
 
     async def wait(self, offset: int) -> None:
         """Return when there is something behind the offset, or when the buffer is closed.

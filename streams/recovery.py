@@ -122,7 +122,7 @@ class Reaper:
         if self._sealed is not None:
             # Sealed first and read then: what a reader was shown is in it. Checkpoints are for a log that was lost.
             parts = max(await self._sealed(hold.message_id), parts, key=parts_length)
-        end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate("", parts))
+        end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate(0, parts))
         record = await end_answer(self._database, hold, end)
         await self._used(hold.owner_id)
         if record is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import orjson
 
-from models.parts import DeltaKind, Part, ReasoningPart, TextPart, ToolPart
+from models.parts import DeltaKind, FilePart, Part, ReasoningPart, TextPart, ToolPart
 from models.records import MessageTokens
 
 # Common tokenizers make about one token of four bytes of English text; other scripts have more bytes a character.
 BYTES_PER_TOKEN = 4
+# About what an ordinary image counts, sent or made; vendors count from 250 to some thousands.
+TOKENS_PER_IMAGE = 1_600
 
 
 def estimate_tokens(text: str) -> int:
@@ -21,11 +23,12 @@ def estimate_tokens_of(size: int) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-def estimate(prompt: str, parts: list[Part]) -> MessageTokens:
+def estimate(prompt_tokens: int, parts: list[Part]) -> MessageTokens:
     """About what an answer consumed, marked as an estimate."""
     text = sum(estimate_tokens(part.text) for part in parts if isinstance(part, TextPart))
     reasoning = sum(estimate_tokens(part.text) for part in parts if isinstance(part, ReasoningPart))
-    return MessageTokens(estimate_tokens(prompt), text + reasoning, reasoning, 0, estimated=True)
+    images = TOKENS_PER_IMAGE * sum(isinstance(part, FilePart) for part in parts)
+    return MessageTokens(prompt_tokens, text + reasoning + images, reasoning, 0, estimated=True)
 
 
 class Allowance:
@@ -54,8 +57,15 @@ class Allowance:
 
     def take_part(self, part: ToolPart) -> bool:
         """Whether a tool call is allowed: whole or not at all. Its name and arguments are what the model wrote."""
+        return self._take_whole(len(part.name.encode()) + len(orjson.dumps(part.arguments)))
+
+    def take_image(self) -> bool:
+        """Whether an image is allowed."""
+        return self._take_whole(TOKENS_PER_IMAGE * BYTES_PER_TOKEN)
+
+    def _take_whole(self, size: int) -> bool:
         self._begin(None)
-        self._bytes_left -= len(part.name.encode()) + len(orjson.dumps(part.arguments))
+        self._bytes_left -= size
         return self._bytes_left >= 0
 
     def _begin(self, kind: DeltaKind | None) -> None:

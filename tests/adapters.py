@@ -30,7 +30,7 @@ from tests.vendor_server import Script, Wire
 
 KEY = "sk-canary-7f3a91c2"
 VENDOR_TEXT = "canary-words-of-the-vendor"
-REQUEST = GenerationRequest(model="small-1", messages=(PromptMessage("user", "Hello"),))
+REQUEST = GenerationRequest(model="small-1", messages=(PromptMessage.of("user", "Hello"),))
 PATIENT = Deadlines(connect_seconds=5, first_event_seconds=5, idle_seconds=5, total_seconds=10)
 AT_ONCE = Retries(first_pause_seconds=0.001)
 SOON = 0.15  # a deadline that is meant to pass

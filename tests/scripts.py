@@ -19,6 +19,7 @@ from providers.base import (
     TokenUsage,
     ToolCall,
 )
+from providers.catalog import Ability
 from providers.registry import ModelRecord
 from providers.scripted import Crash, Fail, HangUp, Pause, Say, Script, ScriptedProvider
 
@@ -47,6 +48,10 @@ _SCRIPTS = {
     "title-maker": Script((Say("“A short title”\nand more"), TokenUsage(11, 4))),
     "title-breaker": Script((Crash(),)),
 }
+
+
+# They play whatever they are told, and are shown all there is.
+_ABILITIES = frozenset(Ability)
 
 
 class DrivenProvider:
@@ -99,9 +104,10 @@ class _Scripts:
         """Each model with its provider."""
         scripted = ScriptedProvider(_SCRIPTS)
         models: list[tuple[ModelRecord, Provider]] = [
-            (ModelRecord(name, name, "test", name, script.prices), scripted) for name, script in _SCRIPTS.items()
+            (ModelRecord(name, name, "test", name, script.prices, _ABILITIES), scripted)
+            for name, script in _SCRIPTS.items()
         ]
-        models.append((ModelRecord("driven", "driven", "test", "driven"), self.driven))
+        models.append((ModelRecord("driven", "driven", "test", "driven", None, _ABILITIES), self.driven))
         return models
 
 

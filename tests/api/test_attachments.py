@@ -719,12 +719,12 @@ async def prompt(client: Client, text: str, told: str, **more: Any) -> str:
 
 
 async def test_a_model_is_told_the_text_of_files_and_the_names_of_others(client: Client) -> None:
-    text, image = await client.upload("grüße".encode(), "n.md"), await client.upload(png(2, 2), "p.png")
+    text, program = await client.upload("grüße".encode(), "n.md"), await client.upload(b"MZ\x90\x00\xff", "p.exe")
     told = (
         '[File "n.md" (text/plain, 7 bytes):]\ngrüße\n[End of the file.]\n\n'
-        f'[File "p.png" (image/png, {image["size"]} bytes): its content is not shown here.]\n\nRead this'
+        '[File "p.exe" (application/octet-stream, 5 bytes): its content is not shown here.]\n\nRead this'
     )
-    assert await prompt(client, "Read this", told, attachmentIds=[text["id"], image["id"]]) == told
+    assert await prompt(client, "Read this", told, attachmentIds=[text["id"], program["id"]]) == told
 
 
 async def test_a_model_is_told_no_more_of_a_file_than_there_is_room(limited: Client) -> None:

@@ -297,6 +297,9 @@ async def test_the_report_comes_now_and_again_after_each_finished_message(client
         await finished(client, "two-words")
         assert (await next_report(subscription))["totals"] == added(PRICED, UNPRICED)
         hanging = await client.send("Hi", model="hangs")
+        # One that is stopped before its model was asked has consumed nothing, and is not told of.
+        async with client.reading(hanging["assistantMessage"]["id"]) as reading:
+            await reading.next()
         await client.stop(hanging["assistantMessage"]["id"])
         assert (await next_report(subscription))["totals"]["requests"] == 3
 

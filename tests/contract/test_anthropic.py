@@ -26,6 +26,7 @@ from providers.base import (
     Provider,
     ProviderEvent,
     ReasoningDelta,
+    ReasoningSignature,
     TextDelta,
     TokenUsage,
     ToolCall,
@@ -69,7 +70,7 @@ from tests.vendor_server import Script, VendorServer, Wire
 pytestmark = pytest.mark.usefixtures("no_canary_in_logs")
 
 MODEL = "claude-sonnet-5-5"
-REQUEST = GenerationRequest(model=MODEL, messages=(PromptMessage("user", "Hello"),))
+REQUEST = GenerationRequest(model=MODEL, messages=(PromptMessage.of("user", "Hello"),))
 HELLO = answer(text_block("Hel", "lo"))
 COUNTED = TokenUsage(prompt=25, completion=15)
 HELLO_EVENTS: list[ProviderEvent] = [TextDelta("Hel"), TextDelta("lo"), COUNTED, Finish(FinishReason.STOP)]
@@ -122,7 +123,7 @@ async def body_of(session: aiohttp.ClientSession, request: GenerationRequest, **
 
 
 def said(*turns: tuple[Any, str]) -> tuple[PromptMessage, ...]:
-    return tuple(PromptMessage(role, words) for role, words in turns)
+    return tuple(PromptMessage.of(role, words) for role, words in turns)
 
 
 def block(words: str, **fields: Any) -> dict[str, Any]:
@@ -391,6 +392,8 @@ async def test_an_answer_with_everything_in_it_is_told_in_its_order(session: aio
     assert outcome.events == [
         ReasoningDelta("Let me "),
         ReasoningDelta("see."),
+        ReasoningSignature("EqQBCgIYAhIM1gbcDa9GJwZA2b3h"),
+        ReasoningSignature(None),
         TextDelta("Grüß "),
         TextDelta("Gott"),
         ToolCall("toolu_1", "weather", {"city": "Bonn"}),
@@ -408,6 +411,36 @@ async def test_what_a_block_begins_with_counts(session: aiohttp.ClientSession) -
     ]
     outcome = await ask(session, stream_of(message_start(), *pieces, message_delta(), MESSAGE_STOP))
     assert outcome.events[:3] == [ReasoningDelta("hm"), TextDelta("Hi"), ToolCall("a", "f", {"n": 1})]
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        (thinking_block("hm", signature="EqQ="), [ReasoningDelta("hm"), ReasoningSignature("EqQ=")]),
+        # Thinking that is not shown is signed all the same.
+        (thinking_block(signature="EqQ="), [ReasoningSignature("EqQ=")]),
+        (thinking_block("hm", signature=""), [ReasoningDelta("hm")]),
+        (
+            [block_start(0, {"type": "thinking", "thinking": "hm", "signature": "EqQ="})],
+            [ReasoningDelta("hm"), ReasoningSignature("EqQ=")],
+        ),
+        # What had to be repaired is not what was signed.
+        (thinking_block("h\x00m"), [ReasoningDelta("h\N{REPLACEMENT CHARACTER}m"), ReasoningSignature(None)]),
+        (thinking_block("hm", signature="E\x00"), [ReasoningDelta("hm"), ReasoningSignature(None)]),
+        (thinking_block("hm", signature="x" * 1_048_577), [ReasoningDelta("hm"), ReasoningSignature(None)]),
+        (
+            [block_start(0, {"type": "redacted_thinking", "data": "EmwKAhgB"}), block_stop(0)],
+            [ReasoningSignature(None)],
+        ),
+    ],
+)
+async def test_a_signature_comes_behind_what_it_signs(
+    session: aiohttp.ClientSession, block: list[bytes], told: list[ProviderEvent]
+) -> None:
+    pieces = [*block, *text_block("Hi", index=1)]
+    outcome = await ask(session, stream_of(message_start(), *pieces, message_delta(), MESSAGE_STOP))
+    events = [event for event in outcome.events if not isinstance(event, TextDelta)]
+    assert events[:-2] == told
 
 
 @pytest.mark.parametrize(
@@ -526,6 +559,7 @@ async def test_a_server_that_does_not_stream_is_understood(session: aiohttp.Clie
     outcome = await ask(session, whole(orjson.dumps(MESSAGE), content_type))
     assert outcome.events == [
         ReasoningDelta("hm"),
+        ReasoningSignature("s"),
         TextDelta("Hello"),
         ToolCall("a", "f", {"n": 1}),
         TokenUsage(prompt=3, completion=2),
@@ -701,12 +735,19 @@ async def test_an_odd_event_is_skipped(session: aiohttp.ClientSession, odd: Any)
 
 KINDS = st.sampled_from(["text", "thinking", "tool_use", "server_tool_use", "redacted_thinking"])
 BLOCKS = fuzzed(
-    type=KINDS, text=st.text(), thinking=st.text(), id=st.text(max_size=3), name=st.text(max_size=3), input=JSON
+    type=KINDS,
+    text=st.text(),
+    thinking=st.text(),
+    signature=st.text(max_size=3),
+    id=st.text(max_size=3),
+    name=st.text(max_size=3),
+    input=JSON,
 )
 DELTAS = fuzzed(
     type=st.sampled_from(["text_delta", "thinking_delta", "signature_delta", "input_json_delta"]),
     text=st.text(),
     thinking=st.text(),
+    signature=st.text(max_size=3),
     partial_json=st.text(max_size=9),
     stop_reason=st.sampled_from(["end_turn", "max_tokens", "tool_use"]),
 )
@@ -757,6 +798,9 @@ async def test_whatever_json_comes_the_outcome_is_a_defined_one(payloads: list[A
         if isinstance(event, TextDelta | ReasoningDelta):
             assert "\x00" not in event.text
             event.text.encode()
+        if isinstance(event, ReasoningSignature) and event.signature is not None:
+            assert event.signature.isprintable()
+            assert event.signature.isascii()
     assert not (outcome.finished and outcome.failure)
     assert not outcome.finished or isinstance(outcome.events[-1], Finish)
 

@@ -12,11 +12,20 @@ import anthropic
 import orjson
 import pytest
 from anthropic.types import Message
+from anthropic.types.message_create_params import MessageCreateParamsStreaming
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from providers.anthropic import AnthropicProvider, request_body
-from providers.base import Finish, FinishReason, GenerationRequest, PromptMessage, TokenUsage, ToolCall
+from providers.base import (
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    PromptMessage,
+    ReasoningSignature,
+    TokenUsage,
+    ToolCall,
+)
 from providers.http import make_client_session
 from tests.adapters import AT_ONCE, KEY, PATIENT, Outcome, hung_up_after, outcome_of, stream_of
 from tests.anthropic_wire import (
@@ -33,10 +42,12 @@ from tests.anthropic_wire import (
     thinking_block,
     tool_block,
 )
+from tests.prompts import PROMPTS
+from tests.shapes import misfits
 from tests.vendor_server import Script, VendorServer, Wire
 
 MODEL = "claude-sonnet-5-5"
-REQUEST = GenerationRequest(MODEL, (PromptMessage("user", "Hello"),))
+REQUEST = GenerationRequest(MODEL, (PromptMessage.of("user", "Hello"),))
 # What each reason of Anthropic's documents means in our terms, written down apart from the adapter.
 REASONS = {
     "end_turn": FinishReason.STOP,
@@ -55,6 +66,7 @@ class Understood:
 
     text: str
     thinking: str
+    signatures: list[str]
     calls: list[tuple[str, str, Any]]
     prompt: int
     cached: int
@@ -69,6 +81,7 @@ def by_adapter(outcome: Outcome) -> Understood:
     return Understood(
         outcome.text,
         outcome.reasoning,
+        [event.signature for event in outcome.events if isinstance(event, ReasoningSignature) and event.signature],
         [(event.call_id, event.name, event.arguments) for event in outcome.events if isinstance(event, ToolCall)],
         usage.prompt,
         usage.cached,
@@ -85,6 +98,7 @@ def by_sdk(message: Message) -> Understood:
     return Understood(
         "".join(block.text for block in blocks if block.type == "text"),
         "".join(block.thinking for block in blocks if block.type == "thinking"),
+        [block.signature for block in blocks if block.type == "thinking" and block.signature],
         [(block.id, block.name, block.input) for block in blocks if block.type == "tool_use"],
         usage.input_tokens + (usage.cache_creation_input_tokens or 0) + cached,
         cached,
@@ -149,7 +163,8 @@ def blocks(draw: Any, index: int) -> list[bytes]:
         start, *deltas, stop = text_block(*draw(st.lists(TEXTS, max_size=2)), index=index)
         return [start, block_delta(index, {"type": "citations_delta", "citation": CITATION}), *deltas, stop]
     if kind == "thinking":
-        return thinking_block(*draw(st.lists(TEXTS, max_size=5)), index=index)
+        signature = draw(st.sampled_from(["", "EqQBCgIYAhIM1gbc", "c2lnbmF0dXJl+/=="]))
+        return thinking_block(*draw(st.lists(TEXTS, max_size=5)), index=index, signature=signature)
     if kind == "redacted":
         return [block_start(index, {"type": "redacted_thinking", "data": draw(TEXTS)}), block_stop(index)]
     if kind == "result":
@@ -253,3 +268,19 @@ async def test_both_ask_the_same_at_the_same_address() -> None:
     # which Anthropic's documents show, and to the version that compatible servers know as well.
     assert ours.headers["x-api-key"] == theirs.headers["authorization"].removeprefix("Bearer ")
     assert ours.headers["content-type"] == theirs.headers["content-type"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(PROMPTS, st.sampled_from([None, "LOW", "HIGH"]), st.sampled_from([MODEL, "claude-haiku-4-5"]))
+def test_whatever_is_asked_is_of_the_shape_that_the_client_takes(
+    messages: tuple[PromptMessage, ...], effort: Any, model: str
+) -> None:
+    request = GenerationRequest(model, messages, effort, user="u1")
+    assert misfits(request_body(request, max_text_tokens=16_000), MessageCreateParamsStreaming) == []
+
+
+def test_a_field_that_the_client_does_not_know_is_found() -> None:
+    body = request_body(REQUEST, max_text_tokens=9)
+    assert misfits(body | {"max_token": 1}, MessageCreateParamsStreaming) == [".max_token: unknown"]
+    body["messages"][0]["content"][0]["texts"] = body["messages"][0]["content"][0].pop("text")
+    assert misfits(body, MessageCreateParamsStreaming)

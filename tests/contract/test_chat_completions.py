@@ -155,7 +155,11 @@ async def test_the_request_says_what_was_asked_and_no_more(session: aiohttp.Clie
 
 
 async def test_every_wish_is_sent_in_the_vendors_terms(session: aiohttp.ClientSession) -> None:
-    messages = (PromptMessage("system", "Be brief."), PromptMessage("user", "漢 👩‍💻"), PromptMessage("assistant", "?"))
+    messages = (
+        PromptMessage.of("system", "Be brief."),
+        PromptMessage.of("user", "漢 👩‍💻"),
+        PromptMessage.of("assistant", "?"),
+    )
     wishes = GenerationRequest("m", messages, reasoning_effort="HIGH", max_output_tokens=7, user="u1")
     async with VendorServer(stream_of(*HELLO)) as vendor:
         await outcome_of(provider_for(session, vendor.base_url).stream(wishes))

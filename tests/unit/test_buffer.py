@@ -134,6 +134,72 @@ def test_parts_survive_their_stored_form(script: list[tuple[str, str]]) -> None:
     assert parts_from_json(parts_to_json(parts)) == parts
 
 
+signed_chunks = st.lists(
+    st.one_of(
+        st.tuples(st.just("TEXT"), storable),
+        st.tuples(st.just("REASONING"), storable),
+        st.tuples(st.just("PART"), st.just("")),
+        st.tuples(st.just("SIGN"), st.sampled_from(["a", "b", ""])),
+    ),
+    max_size=12,
+)
+
+
+@given(signed_chunks, st.data())
+def test_a_signature_holds_for_exactly_the_text_it_was_given_with_and_all_have_one_or_none(
+    script: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    buffer = StreamBuffer(uuid4(), uuid4())
+    given_with: list[tuple[str, str]] = []
+    for kind, text in script:
+        match kind:
+            case "SIGN":
+                parts = buffer.parts()
+                if parts and isinstance(parts[-1], ReasoningPart):
+                    given_with.append((parts[-1].text, text))
+                buffer.sign(text or None)
+            case "PART":
+                buffer.append_part(ToolPart("id", "name"))
+            case _:
+                buffer.append_text(kind, text)  # type: ignore[arg-type]
+    parts = buffer.parts()
+    thoughts = [part for part in parts if isinstance(part, ReasoningPart)]
+    signed = [(part.text, part.signature) for part in thoughts if part.signature is not None]
+    assert len(signed) in (0, len(thoughts))
+    assert all(one in given_with for one in signed)
+    assert parts_from_json(parts_to_json(parts)) == parts
+    # No reader sees one: not on the line of offsets, and not in what is saved on the way.
+    unsigned = [ReasoningPart(part.text) if isinstance(part, ReasoningPart) else part for part in parts]
+    assert fold(buffer.since(0)) == parts_of(buffer.since(0)) == unsigned
+    cut = data.draw(st.integers(0, buffer.length))
+    assert list(replay(buffer.message_id, parts, cut)) == buffer.since(cut)
+    assert parts_length(parts) == buffer.length
+
+
+def test_a_signature_is_kept_and_text_that_follows_voids_it() -> None:
+    buffer = filled([("REASONING", "Let me "), ("REASONING", "see.")])
+    buffer.sign("s")
+    buffer.append_text("TEXT", "Hi")
+    assert buffer.parts() == [ReasoningPart("Let me see.", "s"), TextPart("Hi")]
+    buffer.append_text("REASONING", "And")
+    assert buffer.parts()[0] == ReasoningPart("Let me see."), "all of it is signed, or nothing"
+    buffer.sign("t")
+    assert [part.signature for part in buffer.parts() if isinstance(part, ReasoningPart)] == ["s", "t"]
+    buffer.append_text("REASONING", " more")
+    buffer.sign("u")
+    assert [part.signature for part in buffer.parts() if isinstance(part, ReasoningPart)] == [None, None]
+
+
+@pytest.mark.parametrize("told", [[("TEXT", "a")], [("PART", "")], []])
+def test_a_signature_of_what_was_not_shown_signs_nothing_else(told: list[tuple[str, str]]) -> None:
+    buffer = filled([("REASONING", "hm")])
+    buffer.sign("s")
+    for kind, text in told:
+        buffer.append_part(ToolPart("i", "n")) if kind == "PART" else buffer.append_text(kind, text)  # type: ignore[arg-type]
+    buffer.sign("t")
+    assert buffer.parts()[0] == ReasoningPart("hm")
+
+
 def test_fifty_thousand_chunks_are_one_delta_for_a_late_reader_and_little_memory() -> None:
     buffer = StreamBuffer(uuid4(), uuid4())
     for number in range(50_000):

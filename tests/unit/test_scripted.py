@@ -17,10 +17,12 @@ from providers.base import (
     Finish,
     FinishReason,
     GenerationRequest,
+    ImageOutput,
     PromptMessage,
     ProviderEvent,
     ProviderFailure,
     ReasoningDelta,
+    ReasoningSignature,
     TextDelta,
     TokenUsage,
     ToolCall,
@@ -28,6 +30,7 @@ from providers.base import (
 from providers.scripted import (
     BUILT_IN_SCRIPTS,
     Crash,
+    Draw,
     Echo,
     Explain,
     Fail,
@@ -38,9 +41,11 @@ from providers.scripted import (
     ScriptedProvider,
     ScriptError,
     Step,
+    drawn,
     load_scripts,
     parse_script,
 )
+from services.file_types import facts_of_beginning
 
 DEADLINE_SECONDS = 30.0
 FAST = 1_000_000.0
@@ -50,10 +55,10 @@ QUESTION = "Why is 🦉  the sky\nblue?"
 
 def asked(question: str, model: str = "m") -> GenerationRequest:
     history = (
-        PromptMessage("system", "Be brief."),
-        PromptMessage("user", "An older question"),
-        PromptMessage("assistant", "An older answer"),
-        PromptMessage("user", question),
+        PromptMessage.of("system", "Be brief."),
+        PromptMessage.of("user", "An older question"),
+        PromptMessage.of("assistant", "An older answer"),
+        PromptMessage.of("user", question),
     )
     return GenerationRequest(model, history)
 
@@ -148,6 +153,20 @@ async def test_steps_are_played_in_their_order() -> None:
         call,
         TextDelta(" three"),
     ]
+
+
+async def test_images_and_signatures_are_played_as_they_stand() -> None:
+    image = ImageOutput("image/png", b"x")
+    events = await play(Script((Say("Hm.", reasoning=True), ReasoningSignature("s"), Draw(3, 2), image)))
+    assert events[:2] == [ReasoningDelta("Hm."), ReasoningSignature("s")]
+    assert events[2] == ImageOutput("image/png", drawn(3, 2))
+    assert events[3] == image
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 3), (320, 200)])
+def test_what_is_drawn_is_a_png_of_that_size(width: int, height: int) -> None:
+    facts = facts_of_beginning(drawn(width, height))
+    assert (facts.content_type, facts.width, facts.height) == ("image/png", width, height)
 
 
 async def test_usage_is_reported_once_at_the_end_as_the_script_says_or_as_words() -> None:
@@ -278,6 +297,8 @@ STEPS: list[tuple[Any, Step]] = [
     ({"pause": "forever"}, Pause(None)),
     ({"tool": "search", "arguments": {"q": 1}}, ToolCall("call_0", "search", {"q": 1})),
     ({"tool": "search", "arguments": None}, ToolCall("call_0", "search", None)),
+    ({"signature": "EqQ="}, ReasoningSignature("EqQ=")),
+    ({"image": [320, 200]}, Draw(320, 200)),
     ({"usage": {"prompt": 1, "completion": 2, "reasoning": 1, "cached": 1}}, TokenUsage(1, 2, 1, 1)),
     ({"usage": {"completion": 5}}, TokenUsage(0, 5, 0, 0)),
     ({"fail": "RATE_LIMITED", "retryAfter": 20}, Fail(FailureCode.RATE_LIMITED, 20)),
@@ -308,6 +329,14 @@ NO_STEPS: list[Any] = [
     {"pause": None},
     {"pause": "for ever"},
     {"tool": "search"},
+    {"signature": ""},
+    {"signature": None},
+    {"image": [1]},
+    {"image": [0, 1]},
+    {"image": [1, 1_001]},
+    {"image": [True, 1]},
+    {"image": [1.5, 1]},
+    {"image": "aGk="},
     {"arguments": {}},
     {"tool": 1, "arguments": {}},
     {"tool": "search", "arguments": {}, "result": 1},
