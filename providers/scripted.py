@@ -287,8 +287,8 @@ def _parse_step(name: str, index: int, step: Any) -> Step:
             return Pause(None)
         case {"signature": str(signature), **rest} if not rest and signature:
             return ReasoningSignature(signature)
-        case {"image": [int(width), int(height)], **rest} if (
-            not rest and all(_is_count(side) and 0 < side <= _MAX_SIDE for side in (width, height))
+        case {"image": [int(width), int(height)], **rest} if not rest and all(
+            _is_count(side) and 0 < side <= _MAX_SIDE for side in (width, height)
         ):
             return Draw(width, height)
         case {"tool": str(tool), "arguments": arguments, **rest} if not rest:
