@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import io
 import logging
 import math
 import re
@@ -39,6 +40,7 @@ MAX_IMAGE_EVENT_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_SECONDS = 3600
 
 _CONNECTIONS = 4096
+_LARGE_BODY_BYTES = 1024 * 1024
 _ERROR_BODY_SECONDS = 5.0
 # The end of the chunked body comes in the packet of the last event or right behind it. Waiting this long for it keeps
 # the connection, and so spares the next answer a TLS handshake.
@@ -156,7 +158,8 @@ class Exchange:
             async with asyncio.timeout_at(self._due()) as self._posting:
                 self._response = await self._session.post(
                     url,
-                    data=body,
+                    # In pieces where it is large (files are): written at once it would make all others wait.
+                    data=body if len(body) <= _LARGE_BODY_BYTES else io.BytesIO(body),
                     headers=headers,
                     allow_redirects=False,
                     raise_for_status=False,

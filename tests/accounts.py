@@ -282,6 +282,7 @@ class Filling:
         if self.flag():
             parts += [
                 {"type": "reasoning", "text": self.text()},
+                {"type": "reasoning", "text": self.text(), "signature": self.text()},
                 {
                     "type": "tool",
                     "callId": "c1",

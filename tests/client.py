@@ -49,7 +49,9 @@ subscription($id: ID!, $after: Cursor) {
   messageStream(messageId: $id, after: $after) {
     __typename
     ... on MessageDelta { cursor partIndex kind text }
-    ... on MessagePartAdded { cursor partIndex part { __typename ... on ToolPart { callId name arguments } } }
+    ... on MessagePartAdded { cursor partIndex part {
+      __typename ... on ToolPart { callId name arguments } ... on FilePart { name contentType size attachment { id } }
+    } }
     ... on MessageReset { cursor message { ...M } }
     ... on MessageEnded { cursor message { ...M } }
   }

@@ -11,17 +11,19 @@ from providers.base import (
     Finish,
     FinishReason,
     GenerationRequest,
+    PromptText,
     Provider,
     ProviderEvent,
     ProviderFailure,
     ReasoningDelta,
+    ReasoningSignature,
     TextDelta,
     TokenUsage,
     ToolCall,
 )
 from providers.catalog import Ability
 from providers.registry import ModelRecord
-from providers.scripted import Crash, Fail, HangUp, Pause, Say, Script, ScriptedProvider
+from providers.scripted import Crash, Draw, Fail, HangUp, Pause, Say, Script, ScriptedProvider
 
 _SCRIPTS = {
     "two-words": Script((Say("Hello world"), TokenUsage(7, 2, 0, 3))),
@@ -45,6 +47,9 @@ _SCRIPTS = {
             Say("Done."),
         )
     ),
+    "draws": Script((Say("Here: "), Draw(64, 48), Say("Nice?"), TokenUsage(7, 1_300))),
+    "draws-uncounted": Script((Draw(64, 48),)),
+    "thinks-signed": Script((Say("Let me see.", reasoning=True), ReasoningSignature("EqQ="), Say("Done."))),
     "title-maker": Script((Say("“A short title”\nand more"), TokenUsage(11, 4))),
     "title-breaker": Script((Crash(),)),
 }
@@ -74,8 +79,10 @@ class DrivenProvider:
         return self.closed.setdefault(question, asyncio.Event())
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """Play the queue of the request's last question."""
-        question = request.messages[-1].text
+        """Play the queue of the request's last question: what was asked, without the files that stand before it."""
+        asked = request.messages[-1].content[-1]
+        assert isinstance(asked, PromptText)
+        question = asked.text
         self.requests[question] = request
         queue = self.queue(question)
         try:

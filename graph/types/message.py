@@ -85,7 +85,9 @@ class MessageErrorCode(Enum):
         "BUDGET_EXCEEDED", description="The answer reached the length that its user's budget leaves for one answer."
     )
     ATTACHMENT_UNAVAILABLE = strawberry.enum_value(
-        "ATTACHMENT_UNAVAILABLE", description="A file that was sent along cannot be read right now; retry."
+        "ATTACHMENT_UNAVAILABLE",
+        description="A file that was sent along cannot be read right now, or an image of the answer could not be kept; "
+        "retry.",
     )
     SERVER_SHUTDOWN = strawberry.enum_value(
         "SERVER_SHUTDOWN", description="The server was shut down while it answered."
@@ -176,7 +178,9 @@ class SourcePart:
     title: str | None = strawberry.field(description="Its title, where known.")
 
 
-@strawberry.type(description="A file that the user sent along. Stands before the text.")
+@strawberry.type(
+    description="A file that the user sent along, which stands before the text, or an image that the model made."
+)
 class FilePart:
     """A file."""
 

@@ -708,14 +708,14 @@ async def test_an_edit_keeps_the_files_unless_it_says_others(
     assert retried["userMessage"]["id"] == edited["userMessage"]["id"]
 
 
-async def prompt(client: Client, text: str, told: str, **more: Any) -> str:
+async def prompt(client: Client, text: str, **more: Any) -> str:
     """Send with the driven model, end its answer; what it was told as the last message."""
-    SCRIPTS.driven.queue(told).put_nowait(TextDelta("seen"))
-    SCRIPTS.driven.queue(told).put_nowait(None)
+    SCRIPTS.driven.queue(text).put_nowait(TextDelta("seen"))
+    SCRIPTS.driven.queue(text).put_nowait(None)
     turn = await client.send(text, model="driven", **more)
     ended = await client.finish(turn["assistantMessage"]["id"])
     assert ended["status"] == "COMPLETE"
-    return SCRIPTS.driven.requests[told].messages[-1].text
+    return SCRIPTS.driven.requests[text].messages[-1].text
 
 
 async def test_a_model_is_told_the_text_of_files_and_the_names_of_others(client: Client) -> None:
@@ -724,7 +724,7 @@ async def test_a_model_is_told_the_text_of_files_and_the_names_of_others(client:
         '[File "n.md" (text/plain, 7 bytes):]\ngrüße\n[End of the file.]\n\n'
         '[File "p.exe" (application/octet-stream, 5 bytes): its content is not shown here.]\n\nRead this'
     )
-    assert await prompt(client, "Read this", told, attachmentIds=[text["id"], program["id"]]) == told
+    assert await prompt(client, "Read this", attachmentIds=[text["id"], program["id"]]) == told
 
 
 async def test_a_model_is_told_no_more_of_a_file_than_there_is_room(limited: Client) -> None:
@@ -734,7 +734,7 @@ async def test_a_model_is_told_no_more_of_a_file_than_there_is_room(limited: Cli
         f'[File "owls.txt" (text/plain, {len(content)} bytes):]\n{"🦉" * 995}\n'
         "[The rest of the file is left out.]\n\nCount"
     )
-    assert await prompt(limited, "Count", told, attachmentIds=[sent["id"]]) == told
+    assert await prompt(limited, "Count", attachmentIds=[sent["id"]]) == told
 
 
 async def test_an_answer_fails_as_retriable_when_the_storage_does_not_answer(

@@ -378,6 +378,8 @@ WRONG: dict[str, tuple[Change, str, int | None]] = {
     "an unknown part": put("messages", 1, parts=[{"type": "video"}]),
     "a part without its text": put("messages", 1, parts=[{"type": "text"}]),
     "an empty text part": put("messages", 1, parts=[{"type": "text", "text": ""}]),
+    "a signature that is no text": put("messages", 1, parts=[{"type": "reasoning", "text": "x", "signature": 5}]),
+    "a signature of a text": put("messages", 1, parts=[{"type": "text", "text": "x", "signature": "x"}]),
     "a NUL deep in a tool's key": put("messages", 1, parts=[TOOL]),
     "a child before its parent": (lambda c: c["messages.ndjson"].reverse(), "messages.ndjson", 1),
     "a message that answers itself": put("messages", 2, parentId=id_of("messages", 2)),

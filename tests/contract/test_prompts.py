@@ -30,7 +30,7 @@ from providers.conversation import ENDED_WITH_CALL, NOT_CARRIED_OUT
 from tests.adapters import AT_ONCE, KEY, PATIENT, Outcome, outcome_of, stream_of
 from tests.anthropic_wire import answer, text_block
 from tests.prompts import PROMPTS
-from tests.vendor_server import Script, VendorServer, Wire
+from tests.vendor_server import ReceivedRequest, Script, VendorServer, Wire
 
 pytestmark = pytest.mark.usefixtures("no_canary_in_logs")
 
@@ -130,6 +130,16 @@ def test_an_answer_that_is_an_image_alone_leaves_no_empty_message() -> None:
 def test_images_are_asked_for_only_where_they_are_wanted() -> None:
     assert by_chat(NEXT, image_output=True)["modalities"] == ["image", "text"]
     assert "modalities" not in by_chat(NEXT)
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_a_large_request_arrives_whole_and_with_its_length(session: aiohttp.ClientSession, size: int) -> None:
+    question = asked(PromptFile("a.png", "image/png", bytes(range(256)) * (size // 256)), PromptText("?"))
+    _, (request,) = await ask(session, stream_of(*HELLO), question)
+    assert request.json == messages_body(GenerationRequest("claude-haiku-4-5", (question,)), max_text_tokens=16_000)
+    assert int(request.headers["content-length"]) == len(request.body)
+    assert request.headers["content-type"] == "application/json"
+    assert not {"transfer-encoding", "content-disposition"} & request.headers.keys()
 
 
 # Calls
@@ -246,13 +256,15 @@ def refused_once(status: int, message: str) -> Script:
     return script
 
 
-async def ask(session: aiohttp.ClientSession, script: Script, *history: PromptMessage) -> tuple[Outcome, list[Any]]:
+async def ask(
+    session: aiohttp.ClientSession, script: Script, *history: PromptMessage
+) -> tuple[Outcome, list[ReceivedRequest]]:
     async with VendorServer(script) as vendor:
         provider = AnthropicProvider(
             session=session, base_url=vendor.base_url, api_key=KEY, deadlines=PATIENT, retries=AT_ONCE
         )
         outcome = await outcome_of(provider.stream(GenerationRequest("claude-haiku-4-5", history)))
-        return outcome, [request.json for request in vendor.requests]
+        return outcome, vendor.requests
 
 
 @pytest.mark.parametrize(("status", "message"), REFUSALS)
@@ -260,23 +272,23 @@ async def test_thinking_that_the_vendor_refuses_is_left_out_and_asked_again(
     session: aiohttp.ClientSession, status: int, message: str
 ) -> None:
     history = (NEXT, said(THOUGHT, PromptText("A")), NEXT)
-    outcome, bodies = await ask(session, refused_once(status, message), *history)
+    outcome, requests = await ask(session, refused_once(status, message), *history)
     assert (outcome.events[0], outcome.code) == (TextDelta("Hi"), None)
-    assert [b"signature" in orjson.dumps(body) for body in bodies] == [True, False]
+    assert [b"signature" in request.body for request in requests] == [True, False]
 
 
 @pytest.mark.parametrize(("status", "message"), REFUSALS[::2])
 async def test_a_refusal_of_thinking_where_there_is_none_is_final(
     session: aiohttp.ClientSession, status: int, message: str
 ) -> None:
-    outcome, bodies = await ask(session, refused_once(status, message), NEXT)
-    assert (outcome.events, outcome.code, len(bodies)) == ([], FailureCode.PROVIDER_REJECTED_REQUEST, 1)
+    outcome, requests = await ask(session, refused_once(status, message), NEXT)
+    assert (outcome.events, outcome.code, len(requests)) == ([], FailureCode.PROVIDER_REJECTED_REQUEST, 1)
 
 
 async def test_another_refusal_is_not_asked_again_without_thinking(session: aiohttp.ClientSession) -> None:
     history = (NEXT, said(THOUGHT, PromptText("A")), NEXT)
-    outcome, bodies = await ask(session, refused_once(400, "max_tokens: Field required"), *history)
-    assert (outcome.code, len(bodies)) == (FailureCode.PROVIDER_REJECTED_REQUEST, 1)
+    outcome, requests = await ask(session, refused_once(400, "max_tokens: Field required"), *history)
+    assert (outcome.code, len(requests)) == (FailureCode.PROVIDER_REJECTED_REQUEST, 1)
 
 
 # Whatever comes

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.parts import DeltaKind, Part, ReasoningPart, TextPart, ToolPart
+from models.parts import DeltaKind, FilePart, Part, ReasoningPart, TextPart, ToolPart
 from models.prices import MAX_PRICE, ModelPrices
 from models.records import MessageTokens
 from providers.scripted import Script, ScriptError, parse_script
-from streams.tokens import Allowance, estimate
+from streams.tokens import TOKENS_PER_IMAGE, Allowance, estimate
 
 prices = st.builds(ModelPrices, *[st.integers(0, MAX_PRICE)] * 3)
 counts = st.integers(0, 2**31 - 1)
@@ -83,6 +84,14 @@ def test_what_an_allowance_lets_through_is_never_estimated_to_be_more(
         assert "".join(text for kind, text in said if kind in ("TEXT", "REASONING")) == "".join(
             part.text for part in parts if isinstance(part, TextPart | ReasoningPart)
         )
+
+
+def test_an_image_is_allowed_whole_or_not_at_all() -> None:
+    image = FilePart(uuid4(), "image-1.png", "image/png", 5)
+    assert estimate(0, [TextPart("abc"), image]).completion == 1 + TOKENS_PER_IMAGE
+    allowance = Allowance(2 * TOKENS_PER_IMAGE + 1)
+    assert allowance.take("TEXT", "abc") == "abc"
+    assert [allowance.take_image() for _ in range(3)] == [True, True, False]
 
 
 def test_an_allowance_is_used_to_the_last_byte() -> None:
