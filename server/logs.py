@@ -35,7 +35,7 @@ class _Formatter(logging.Formatter):
         seen: set[int] = set()
         while error is not None and id(error) not in seen:
             seen.add(id(error))
-            if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError) and str(error):
+            if _quotes_values(error) and str(error):
                 text = text.replace(str(error), "(what it says may quote a user)")
             error = error.__cause__ or error.__context__
         return text
@@ -73,6 +73,13 @@ class JsonFormatter(_Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line).replace("\x7f", "\\u007f")
+
+
+def _quotes_values(error: BaseException) -> bool:
+    """Whether it is of those by which the database, or its client, refuses a value and shows it."""
+    if isinstance(error, asyncpg.InterfaceError):
+        return isinstance(error, ValueError)
+    return isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError)
 
 
 def _plain(value: object) -> str | int | float | bool | None:

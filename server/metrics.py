@@ -13,6 +13,7 @@ import asyncio
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -147,9 +148,8 @@ class ServerCollector(Collector):
         yield _gauge(
             "socket_operations_running", "Operations, subscriptions mostly, that run on them.", sockets.running
         )
-        responses = {
-            (method, route, str(status)): n for (method, route, status), n in self._of.requests.responses.items()
-        }
+        counted = self._of.requests.responses.items()
+        responses = [((method, route, str(status)), count) for (method, route, status), count in counted]
         yield _counters("http_responses", "HTTP responses begun.", ["method", "route", "status"], responses)
 
     def _database(self) -> Iterable[Metric]:
@@ -201,7 +201,7 @@ class MetricsPage:
     """
 
     def __init__(self, observed: Observed, heart: Heart, token: str) -> None:
-        self._collectors = (ServerCollector(observed, heart), ProcessCollector(registry=CollectorRegistry()))
+        self.collectors = (ServerCollector(observed, heart), ProcessCollector(registry=CollectorRegistry()))
         self._expected = f"Bearer {token}".encode()
 
     async def get(self, request: web.Request) -> web.Response:
@@ -210,7 +210,7 @@ class MetricsPage:
         if not hmac.compare_digest(shown, self._expected):
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"}, text="Show the METRICS_TOKEN.\n")
         # Read here, where nothing changes meanwhile; written elsewhere, where it holds nobody up.
-        snapshot = _Snapshot([metric for collector in self._collectors for metric in collector.collect()])
+        snapshot = _Snapshot([metric for collector in self.collectors for metric in collector.collect()])
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         body = await asyncio.to_thread(encode, snapshot)
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
@@ -228,7 +228,11 @@ class _Snapshot(CollectorRegistry):
         return self._metrics
 
 
-def _by_one(counts: Mapping[str, int]) -> Iterable[tuple[tuple[str, ...], int]]:
+_T = TypeVar("_T")
+_Labelled: TypeAlias = Iterable[tuple[tuple[str, ...], _T]]
+
+
+def _by_one(counts: Mapping[str, int]) -> _Labelled[int]:
     return (((label,), count) for label, count in counts.items())
 
 
@@ -240,7 +244,7 @@ def _counter(name: str, what: str, value: int) -> Metric:
     return CounterMetricFamily(f"threadgraph_{name}", what, value=value)
 
 
-def _counters(name: str, what: str, labels: list[str], counts: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
+def _counters(name: str, what: str, labels: list[str], counts: _Labelled[int]) -> Metric:
     family = CounterMetricFamily(f"threadgraph_{name}", what, labels=labels)
     for values, count in counts:
         family.add_metric(values, count)

@@ -566,7 +566,8 @@ class Server:
             requests=self.application.requests,
             operations=self.operations,
         )
-        self.application.web.router.add_get("/metrics", MetricsPage(observed, heart, token).get)
+        page = self.metrics = MetricsPage(observed, heart, token)
+        self.application.web.router.add_get("/metrics", page.get)
 
     async def _parts(self) -> dict[str, str]:
         """What new work needs, and how it is."""

@@ -45,8 +45,8 @@ class MessageStream:
         self._messages = messages
         self._generations = generations
         self._patience_seconds = patience_seconds
-        # For metrics: reads that are open, reads begun by whether they had a cursor, events given, readers that were set
-        # back, stops asked, and how long pieces of a live answer took from their append to the reader's socket.
+        # For metrics: reads that are open, reads begun by whether they had a cursor, events given, readers set back,
+        # stops asked, and how long pieces of a live answer took from their append to the reader's socket.
         self.readers = 0
         self.begun: Counter[str] = Counter()
         self.delivered = 0
