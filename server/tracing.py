@@ -19,7 +19,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from models.tracing import Span
 
-_SECONDS = 5.0
+_SECONDS = 3.0
 _CLOSE_MILLIS = 2_000
 
 

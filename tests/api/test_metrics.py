@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -19,9 +23,12 @@ from server.operations import MAX_NAMES, OTHER, UNNAMED, Operations
 from server.runtime import Server
 from tests.client import Client, GraphQLErrors, connect
 from tests.conftest import make_database, test_settings
-from tests.scripts import SCRIPTS
+from tests.process import ROOT
+from tests.scripts import SCRIPTS, TextDelta
+from tests.valkey import ValkeyServer
 
 TOKEN = "the-token-of-the-scraper"
+DEADLINE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,9 @@ class Numbers:
     """The samples of one scrape."""
 
     def __init__(self, text: str) -> None:
-        self.samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        families = list(text_string_to_metric_families(text))
+        self.names = {family.name for family in families if family.name.startswith("threadgraph_")}
+        self.samples = [sample for family in families for sample in family.samples]
 
     def __call__(self, name: str, /, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
@@ -235,8 +244,7 @@ async def test_operations_are_counted_by_the_name_in_their_document(caller: Clie
     with pytest.raises(GraphQLErrors):
         await caller.run("query MetricsInvalid { nothingOfThisName }")
     with pytest.raises(GraphQLErrors):
-        async with caller.subscribe(READ, {"id": "x"}) as operation:
-            await operation.next()
+        await caller.read("x")
     grew = Growth(before, await scrape(caller))
     assert grew("graphql_operations_total", type="query", name="MetricsWhoAmI", outcome="ok") == 1
     assert grew("graphql_operations_total", type="query", name=UNNAMED, outcome="ok") == 1
@@ -328,3 +336,77 @@ async def test_a_database_out_of_reach_is_counted_by_what_was_raised(postgres_ur
         assert database.connections[0] >= 1
     finally:
         await database.close()
+
+
+@pytest.fixture
+async def shared(postgres_url: str, tmp_path: Path) -> AsyncIterator[tuple[ValkeyServer, Client]]:
+    """A server that shares its streams, its Valkey, and a user of it."""
+    async with ValkeyServer() as valkey:
+        settings = test_settings(
+            await make_database(postgres_url), tmp_path, metrics_token=TOKEN, broadcast_url=valkey.url
+        )
+        server = Server(settings, providers=SCRIPTS.models())
+        await server.start()
+        try:
+            async with connect(server.address) as client:
+                await client.sign_in()
+                yield valkey, client
+        finally:
+            await server.drain()
+            await server.close()
+
+
+async def scrape_until(client: Client, name: str) -> Numbers:
+    """The first scrape in which this metric is not 0."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not (numbers := await scrape(client))(name):
+            await asyncio.sleep(0.05)
+    return numbers
+
+
+async def test_what_the_loss_of_the_channel_does_is_counted(shared: tuple[ValkeyServer, Client]) -> None:
+    valkey, client = shared
+    question = f"Shared {uuid.uuid4()}"
+    queue = SCRIPTS.driven.queue(question)
+    turn = await client.send(question, model="driven")
+    queue.put_nowait(TextDelta("one "))
+    async with client.reading(turn["assistantMessage"]["id"]) as reading:
+        await reading.next()
+        await scrape_until(client, "channel_connected")
+        valkey.kill()
+        queue.put_nowait(TextDelta("two "))
+        numbers = await scrape_until(client, "token_log_append_failures_total")
+        assert numbers("token_log_unlogged_characters") == len("two ")
+        await valkey.start()
+        await reading.next()
+        numbers = await scrape_until(client, "channel_reconnects_total")
+        assert numbers("token_log_reconnects_total") >= 1
+        assert numbers("token_log_rewrites_total") >= 1, "it came back empty"
+        assert numbers("token_log_unlogged_characters") == 0
+        assert numbers("token_log_append_seconds_count") >= 2
+        assert numbers("stream_appends_total") == 2, "what is written again is not counted again"
+        assert numbers("stream_characters_total") == len("one two ")
+        queue.put_nowait(None)
+        assert [event async for event in reading.events()][-1]["message"]["status"] == "COMPLETE"
+    numbers = await scrape(client)
+    assert numbers("stream_characters_total") == len("one two ")
+    assert metrics_of_page() == {name.removeprefix("threadgraph_") for name in numbers.names}
+
+
+def metrics_of_page() -> set[str]:
+    """The metrics that docs/observability.md lists, without what Prometheus adds to the names of counters."""
+    page = (ROOT / "docs/observability.md").read_text().split("## Metrics")[1].split("### What to alert on")[0]
+    return {name.removesuffix("_total") for name in re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}
+
+
+def test_the_alerts_of_the_page_are_about_metrics_that_are_there() -> None:
+    page = (ROOT / "docs/observability.md").read_text()
+    named = {re.sub(r"(_total|_bucket)$", "", name) for name in re.findall(r"threadgraph_(\w+)", page)}
+    assert len(named) > 5
+    assert named <= metrics_of_page()
+
+
+def test_who_uses_neither_metrics_nor_spans_does_not_wait_for_their_imports() -> None:
+    program = "import sys, server.runtime; print({'prometheus_client', 'opentelemetry.sdk'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

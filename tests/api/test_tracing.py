@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -108,3 +112,58 @@ async def test_subscriptions_of_one_socket_are_spans_of_their_own(
     spans = traced[0].spans("subscription unnamed")
     assert len(spans) >= 2
     assert len({span.context.trace_id for span in spans}) == len(spans)
+
+
+async def test_spans_arrive_at_a_collector_with_the_headers_of_the_setting(postgres_url: str, tmp_path: Path) -> None:
+    arrived: list[tuple[str, ExportTraceServiceRequest]] = []
+
+    async def collect(request: web.Request) -> web.Response:
+        arrived.append((request.headers["X-Key"], ExportTraceServiceRequest.FromString(await request.read())))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/traces", collect)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    settings = test_settings(
+        await make_database(postgres_url),
+        tmp_path,
+        otel_exporter_otlp_endpoint=f"http://{host}:{port}",
+        otel_exporter_otlp_headers=(("x-key", "secret"),),
+    )
+    server = Server(settings, providers=SCRIPTS.models())
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            await client.sign_in()
+            turn = await client.send("Export me")
+            await client.finish(turn["assistantMessage"]["id"])
+    finally:
+        await server.drain()
+        # What has not been sent is sent now.
+        await server.close()
+        await runner.cleanup()
+    spans = [
+        span.name
+        for key, request in arrived
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+        if key == "secret"
+    ]
+    assert {"answer", "mutation unnamed", "subscription unnamed"} <= set(spans)
+
+
+async def test_a_collector_that_is_away_keeps_nobody_for_long(postgres_url: str, tmp_path: Path) -> None:
+    settings = test_settings(
+        await make_database(postgres_url), tmp_path, otel_exporter_otlp_endpoint="http://127.0.0.1:9"
+    )
+    server = Server(settings)
+    await server.start()
+    async with connect(server.address) as client:
+        await client.sign_in()
+    async with asyncio.timeout(15):
+        await server.drain()
+        await server.close()
