@@ -228,6 +228,13 @@ def _encryption_key(text: str) -> bytes:
     return key
 
 
+def _token(value: str) -> str:
+    # What a header can hold, and nobody guesses.
+    if not re.fullmatch(r"[!-~]{16,1000}", value):
+        raise ValueError("at least 16 letters, digits and signs, without blanks")
+    return value
+
+
 def _setting(env: str, parse: Callable[[str], Any], default: Any, why: str, *, secret: bool = False) -> Any:
     metadata = {"env": env, "parse": parse, "why": why, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
@@ -257,6 +264,33 @@ class Settings:
         "INFO",
         "Least level that is logged. User text is never logged.",
     )
+    log_format: str = _setting(
+        "LOG_FORMAT", _one_of("TEXT", "JSON"), "TEXT", "How a line of the log is written: for people, or as JSON."
+    )
+    metrics_token: str | None = _setting(
+        "METRICS_TOKEN",
+        _token,
+        None,
+        "What a reader of `/metrics` sends as `Authorization: Bearer …`. Unset: there is no such path (see "
+        "docs/observability.md).",
+        secret=True,
+    )
+    otel_exporter_otlp_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        _url("http", "https"),
+        None,
+        "Where spans are sent, by OTLP over HTTP, say `http://127.0.0.1:4318`; `/v1/traces` is added. Unset: none are "
+        "made. Needs two more packages (see docs/observability.md).",
+        secret=True,
+    )
+    otel_exporter_otlp_headers: tuple[tuple[str, str], ...] = _setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        _keys,
+        (),
+        "Headers to send them with, as `name=value,…`; often a key.",
+        secret=True,
+    )
+    otel_service_name: str = _setting("OTEL_SERVICE_NAME", _text, "threadgraph", "What the server is called in spans.")
 
     database_url: str | None = _setting(
         "DATABASE_URL",

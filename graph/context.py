@@ -72,6 +72,10 @@ class Context:
     refusal: UnauthenticatedError | UnavailableError | None = None
     """Why the token that was sent stands for nobody, if one was."""
     connection_params: dict[str, object] | None = field(default=None)
+    operation_type: str = ""
+    """`query`, `mutation` or `subscription`, once the document is known to be one that can be executed."""
+    operation_name: str = ""
+    """The operation's name in such a document; empty where it has none."""
 
     @property
     def viewer(self) -> Viewer:

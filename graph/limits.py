@@ -23,12 +23,14 @@ from graphql import (
     OperationDefinitionNode,
     SelectionSetNode,
     VariableNode,
+    get_operation_ast,
     validate,
 )
 from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule, ValidationContext
 from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
 
+from graph.context import Context
 from graph.errors import code_error
 from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ErrorCode
@@ -198,7 +200,17 @@ class DocumentLimits(SchemaExtension):
                 self.checked.popitem(last=False)
         # Not None: Strawberry then does not validate again.
         context.pre_execution_errors = known.errors or self._unnamed(known) or self._weigh(known)
+        if not context.pre_execution_errors:
+            self._tell(known.document)
         yield
+
+    def _tell(self, document: DocumentNode) -> None:
+        """Let whoever counts operations know which one this is: only names of such as are executed are kept."""
+        asked = self.execution_context._provided_operation_name  # noqa: SLF001
+        operation, context = get_operation_ast(document, asked), self.execution_context.context
+        if operation is not None and isinstance(context, Context):
+            context.operation_type = operation.operation.value
+            context.operation_name = operation.name.value if operation.name is not None else ""
 
     def _check(self, document: DocumentNode) -> _Checked:
         context = self.execution_context

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.migrations.graph import MigrationKey
 from tortoise.migrations.schema_editor import AsyncpgSchemaEditor
 from tortoise.transactions import in_transaction
+
+from models.metrics import Histogram
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Pool
@@ -58,6 +62,9 @@ class Database:
         self._timeout_seconds = timeout_seconds
         self._pool: Pool | None = None
         self._claim: Connection | None = None
+        # For metrics: how long was waited for a connection, and how often there was none in time, by what was raised.
+        self.waits = Histogram()
+        self.unavailable: Counter[str] = Counter()
 
     async def connect(self) -> None:
         """Open the pool.
@@ -155,11 +162,13 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailableError("closed")
+        asked = time.monotonic()
         try:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
+                self.waits.observe(time.monotonic() - asked)
                 yield connection
         except _UNAVAILABLE as error:
-            raise DatabaseUnavailableError(type(error).__name__) from error
+            raise self._out_of_reach(error) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -193,7 +202,21 @@ class Database:
                 raise
             await connection.close(timeout=5)
         except _UNAVAILABLE as error:
-            raise DatabaseUnavailableError(type(error).__name__) from error
+            raise self._out_of_reach(error) from error
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections the pool has open, and how many of them nobody uses now."""
+        return (0, 0) if self._pool is None else (self._pool.get_size(), self._pool.get_idle_size())
+
+    @property
+    def pool_size(self) -> int:
+        """How many connections it may open."""
+        return self._pool_size
+
+    def _out_of_reach(self, error: BaseException) -> DatabaseUnavailableError:
+        self.unavailable[type(error).__name__] += 1
+        return DatabaseUnavailableError(type(error).__name__)
 
     def _tortoise_config(self) -> dict[str, Any]:
         parts = urlsplit(self.url)

@@ -49,7 +49,7 @@ def _run_command(arguments: Namespace) -> int:
 
     try:
         settings = load(os.environ)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             return runner.run(run_command(arguments, settings))
     except (SettingsError, EmbeddedPostgresError) as error:
@@ -65,7 +65,7 @@ def _serve() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = load(os.environ)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             runner.run(_run(settings))
     except (SettingsError, EmbeddedPostgresError) as error:

@@ -14,8 +14,10 @@ from server.graphiql import GraphiQL
 from server.graphql_http import GraphQLHttp, error_response, not_allowed
 from server.graphql_socket import GraphQLSockets, SocketLimits
 from server.ingest import Ingest
+from server.operations import Operations
 from server.origins import Origins
 from server.pages import Health, security_headers
+from server.requests import Requests
 from services.errors import ErrorCode
 from storage.base import Storage
 from storage.local import LocalStorage
@@ -32,6 +34,7 @@ class Application:
         storage: Storage,
         account_files: AccountFiles,
         ingest: Ingest | None,
+        operations: Operations,
     ) -> None:
         schema = build_schema(introspection=settings.introspection)
         limits = SocketLimits(
@@ -40,9 +43,14 @@ class Application:
             max_sockets=settings.max_sockets,
         )
         self._origins = Origins(settings.allowed_origins)
-        self._http = GraphQLHttp(schema, services)
-        self.sockets = GraphQLSockets(schema, services, limits)
-        self.web = web.Application(client_max_size=settings.max_request_bytes, middlewares=[self._origins.preflight()])
+        self._http = GraphQLHttp(schema, services, operations)
+        self.sockets = GraphQLSockets(schema, services, limits, operations)
+        self.requests = Requests()
+        self.web = web.Application(
+            client_max_size=settings.max_request_bytes,
+            middlewares=[self.requests.named(), self._origins.preflight()],
+        )
+        self.web.on_response_prepare.append(self.requests.announce)
         self.web.on_response_prepare.append(security_headers)
         self.web.on_response_prepare.append(self._origins.announce)
         self._graphiql = GraphiQL() if settings.graphiql else None

@@ -29,6 +29,7 @@ from graph.schema import Schema
 from models.database import DatabaseUnavailableError
 from server.bodies import pieces
 from server.identity import viewer_of_headers
+from server.operations import Operation, Operations
 from services.errors import BadUserInputError, ErrorCode, UnauthenticatedError, UnavailableError
 
 _RESPONSE_TYPE = "application/graphql-response+json"
@@ -73,9 +74,10 @@ class GraphQLRequest:
 class GraphQLHttp:
     """The handlers of POST and GET /graphql."""
 
-    def __init__(self, schema: Schema, services: Services) -> None:
+    def __init__(self, schema: Schema, services: Services, operations: Operations) -> None:
         self._schema = schema
         self._services = services
+        self._operations = operations
 
     async def post(self, request: web.Request) -> web.Response:
         """Run one query or mutation."""
@@ -127,6 +129,13 @@ class GraphQLHttp:
         self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...]
     ) -> web.Response:
         context = await self._context(request)
+        with self._operations.running(context, request.headers) as operation:
+            return await self._execute(request, asked, allowed, operation)
+
+    async def _execute(
+        self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...], operation: Operation
+    ) -> web.Response:
+        context = operation.context
         try:
             result = await self._schema.execute(
                 asked.query,
@@ -137,15 +146,19 @@ class GraphQLHttp:
                 allowed_operation_types=allowed,
             )
         except InvalidOperationTypeError as error:
+            operation.outcome = ErrorCode.BAD_USER_INPUT
             if error.operation_type is OperationType.SUBSCRIPTION:
                 message = "Subscriptions go over a WebSocket (graphql-transport-ws)."
                 return error_response(400, ErrorCode.BAD_USER_INPUT, message)
             return not_allowed("Mutations go by POST.")
         except (CannotGetOperationTypeError, MissingQueryError):
+            operation.outcome = ErrorCode.GRAPHQL_VALIDATION_FAILED
             message = "The document has no operation of this name."
             return error_response(400, ErrorCode.GRAPHQL_VALIDATION_FAILED, message)
         await context.announce(asked.query)
-        return _response(result, request.headers.get("Accept", ""))
+        payload = result_payload(result)
+        operation.told(payload)
+        return _response(result, payload, request.headers.get("Accept", ""))
 
     async def _context(self, request: web.Request) -> Context:
         try:
@@ -229,8 +242,8 @@ def is_request_error(result: ExecutionResult) -> bool:
     return result.data is None and bool(result.errors) and all(error.path is None for error in result.errors or ())
 
 
-def _response(result: ExecutionResult, accept: str) -> web.Response:
-    body = orjson.dumps(result_payload(result))
+def _response(result: ExecutionResult, payload: dict[str, Any], accept: str) -> web.Response:
+    body = orjson.dumps(payload)
     if _RESPONSE_TYPE not in accept:
         return web.Response(body=body, content_type="application/json", headers=_HEADERS)
     status = 400 if is_request_error(result) else 200

@@ -34,6 +34,7 @@ from graph.schema import Schema
 from models.database import DatabaseUnavailableError
 from server.graphql_http import BadRequestError, GraphQLRequest, error_response, is_request_error, result_payload
 from server.identity import viewer_of_headers, viewer_of_payload
+from server.operations import Operation, Operations
 from services.errors import ErrorCode, UnauthenticatedError, UnavailableError
 from services.viewer import Viewer
 
@@ -62,10 +63,11 @@ class SocketLimits:
 class GraphQLSockets:
     """The handler of WebSockets at /graphql, and the register of those that are open."""
 
-    def __init__(self, schema: Schema, services: Services, limits: SocketLimits) -> None:
+    def __init__(self, schema: Schema, services: Services, limits: SocketLimits, operations: Operations) -> None:
         self.schema = schema
         self.services = services
         self.limits = limits
+        self.operations = operations
         self._open: set[_Socket] = set()
         self._watching: asyncio.Task[None] | None = None
         services.identities.when_gone(self._close_gone)
@@ -82,6 +84,11 @@ class GraphQLSockets:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def running(self) -> int:
+        """How many operations run on all of them."""
+        return sum(socket.running for socket in self._open)
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket until it closes. Its origin has been checked."""
@@ -147,6 +154,11 @@ class _Socket:
         self._closing: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(INIT_SECONDS, self.close_soon, 4408, "Connection initialisation timeout")
+
+    @property
+    def running(self) -> int:
+        """How many operations run on it."""
+        return len(self._operations)
 
     async def serve(self) -> None:
         """Take messages until either side closes."""
@@ -277,8 +289,10 @@ class _Socket:
             task.cancel()
 
     async def _run(self, operation_id: str, asked: GraphQLRequest) -> None:
+        context = Context(self._sockets.services, self.viewer)
         try:
-            last = await self._follow(operation_id, asked)
+            with self._sockets.operations.running(context) as operation:
+                last = await self._follow(operation_id, asked, operation)
         except (ClientConnectionResetError, ConnectionResetError):
             return
         except Exception as error:
@@ -291,9 +305,9 @@ class _Socket:
             with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
                 await self._send(last)
 
-    async def _follow(self, operation_id: str, asked: GraphQLRequest) -> dict[str, Any]:
+    async def _follow(self, operation_id: str, asked: GraphQLRequest, operation: Operation) -> dict[str, Any]:
         """Send every result; what is returned is the message that ends the operation."""
-        context = Context(self._sockets.services, self.viewer)
+        context = operation.context
         source = await self._sockets.schema.stream(
             asked.query,
             variable_values=asked.variables,
@@ -305,8 +319,12 @@ class _Socket:
             async for result in results:
                 # Refused before it ran, or the source of a subscription failed: nothing will follow.
                 if isinstance(result, PreExecutionError) or is_request_error(result):  # type: ignore[arg-type]
-                    return {"id": operation_id, "type": "error", "payload": format_errors(result.errors or [])}  # type: ignore[union-attr]
-                await self._send({"id": operation_id, "type": "next", "payload": result_payload(result)})  # type: ignore[arg-type]
+                    errors = format_errors(result.errors or [])  # type: ignore[union-attr]
+                    operation.failed(errors)
+                    return {"id": operation_id, "type": "error", "payload": errors}
+                payload = result_payload(result)  # type: ignore[arg-type]
+                operation.told(payload)
+                await self._send({"id": operation_id, "type": "next", "payload": payload})
         await context.announce(asked.query)
         return {"id": operation_id, "type": "complete"}
 

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+OK = "ok"
+
 
 async def security_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Set headers that stop a browser from guessing types and from framing pages, as a response begins."""
@@ -15,17 +17,22 @@ async def security_headers(request: web.Request, response: web.StreamResponse) -
 
 
 class Health:
-    """`/healthz`: the process serves. `/readyz`: it takes new work."""
+    """`/healthz`: the process serves. `/readyz`: it takes new work.
 
-    def __init__(self, *, is_ready: Callable[[], Awaitable[bool]]) -> None:
-        self._is_ready = is_ready
+    Args:
+        parts: what is needed for new work, each with `ok` or what is wrong.
+    """
+
+    def __init__(self, parts: Callable[[], Awaitable[dict[str, str]]]) -> None:
+        self._parts = parts
 
     async def live(self, request: web.Request) -> web.Response:
         """200 as long as the event loop turns; looks at nothing else."""
         return web.json_response({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 when turns are taken; 503 while draining, or when the database does not answer."""
-        if await self._is_ready():
-            return web.json_response({"status": "ready"})
-        return web.json_response({"status": "not ready"}, status=503)
+        """200 when turns are taken and answers can be read; 503 otherwise, with the part that is at fault."""
+        parts = await self._parts()
+        if all(state == OK for state in parts.values()):
+            return web.json_response({"status": "ready", "parts": parts})
+        return web.json_response({"status": "not ready", "parts": parts}, status=503)

@@ -18,6 +18,7 @@ from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
 from models.parts import Part
+from models.tracing import NO_TRACING, Tracing
 from providers.base import Provider
 from providers.catalog import Catalog, CatalogError, load_catalog
 from providers.endpoints import Endpoints
@@ -29,7 +30,8 @@ from server.account_files import AccountFiles
 from server.app import Application
 from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
-from server.pages import Health
+from server.operations import Operations
+from server.pages import OK, Health
 from server.rates import Rates
 from server.vault import open_vault
 from services.accounts import Accounts
@@ -83,6 +85,10 @@ _LOOK_SECONDS = 2.0
 _SWEEP_SECONDS = 30.0
 _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
+# A restart or failover of Valkey's that is over by then is nobody's business; readers see a pause.
+_CHANNEL_PATIENCE_SECONDS = 5.0
+_DRAINING = "draining"
+_OUT_OF_REACH = "out of reach"
 _NOT_ALONE = "another server uses this database, and BROADCAST_URL=memory:// allows one only"
 _VENDORS = ("openai", "anthropic", "google", "groq", "openrouter")
 
@@ -94,6 +100,7 @@ class Server:
         settings: where and how to serve.
         providers: further models, for tests: each with the provider that streams it.
         resolve: asks for the addresses of users' endpoints, for tests; None: the system's name server.
+        tracing: who makes spans, for tests; by default the settings say.
     """
 
     def __init__(
@@ -102,12 +109,15 @@ class Server:
         *,
         providers: list[tuple[ModelRecord, Provider]] | None = None,
         resolve: Resolve | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
         self._resolve = resolve
         self._more_models = providers or []
         self._stack = AsyncExitStack()
         self._postgres: EmbeddedPostgres | None = None
+        self._backend: ValkeyBackend | None = None
+        self._tracing = tracing
         self.address = ""
 
     @cached_property
@@ -146,6 +156,8 @@ class Server:
         trusted = issuers(settings, keys.fetch)
         ingest = self._ingest()
         vault = open_vault(settings)
+        tracing = self._tracing or await self._open_tracing()
+        self.operations = Operations(tracing)
         self.database = await self._open_database()
         self.hub, self.channel, sealed = await self._open_channel()
         self.leases = LeaseKeeper(
@@ -174,7 +186,9 @@ class Server:
             ),
         )
         images = GeneratedImages(self.database, attachments)
-        self.generations = Generations(self.database, self.hub, self.leases, self.channel, self.wakeups, limits, images)
+        self.generations = Generations(
+            self.database, self.hub, self.leases, self.channel, self.wakeups, limits, images, tracing
+        )
         await self.generations.listen()
         self.accounts = Accounts(self.database, self.generations)
         stack.push_async_callback(self.accounts.close)
@@ -189,7 +203,7 @@ class Server:
         )
         own = OwnAccessReader(provider_keys, self.custom_providers)
         models = self.models = Models(self.database, registry, own.read)
-        reaper = Reaper(
+        reaper = self.reaper = Reaper(
             self.database,
             living=lambda: [buffer.message_id for buffer in self.hub],
             every_seconds=_REAP_SECONDS,
@@ -201,9 +215,7 @@ class Server:
         if not self._is_shared:
             # Nobody else can be alive on this database: what is live in it was lost with the process before.
             await reaper.reap(all_others=True)
-        # Nobody else can be alive on this database: what is live in it was lost with the process before.
-        await reaper.reap(all_others=True)
-        titles = Titles(self.database, models, self.wakeups, settings.title_model)
+        titles = self.titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
         self.sweeper = Sweeper(
             self.database,
@@ -214,7 +226,7 @@ class Server:
             ),
             end_live=self.generations.end_live,
             every_seconds=_SWEEP_SECONDS,
-            others=(attachments.sweep, self.accounts.sweep),
+            others={"attachments": attachments.sweep, "accounts": self.accounts.sweep},
         )
         self.leases.start()
         stack.push_async_callback(self.leases.stop)
@@ -249,6 +261,7 @@ class Server:
             backend, token_log = ValkeyBackend(url), TokenLog(url)
         except ValueError as error:
             raise SettingsError(f"BROADCAST_URL: {error}") from error
+        self._backend = backend
         stack.push_async_callback(token_log.close)
         channel = BroadcastChannel(backend)
         await channel.connect()
@@ -515,8 +528,10 @@ class Server:
             max_bytes=self.settings.max_import_bytes,
         )
         files = AccountFiles(services.identities, services.exports, imports)
-        health = Health(is_ready=self._is_ready)
-        self.application = Application(self.settings, services, health, storage, files, ingest)
+        health = Health(self._parts)
+        self.application = Application(self.settings, services, health, storage, files, ingest, self.operations)
+        if self.settings.metrics_token is not None:
+            self._show_metrics(self.settings.metrics_token, services)
         self.application.sockets.start()
         self._stack.push_async_callback(self.application.sockets.stop)
         runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)
@@ -547,9 +562,60 @@ class Server:
             limits=IngestLimits(max_bytes=settings.ingest_max_bytes),
         )
 
-    async def _is_ready(self) -> bool:
-        if self.generations.draining:
-            return False
+    async def _open_tracing(self) -> Tracing:
+        settings = self.settings
+        endpoint = settings.otel_exporter_otlp_endpoint
+        if endpoint is None:
+            return NO_TRACING
+        try:
+            # Here, because few have it installed, and it takes half a second.
+            from server.tracing import otlp_tracing
+        except ImportError as error:
+            raise SettingsError(
+                "OTEL_EXPORTER_OTLP_ENDPOINT: spans need the packages opentelemetry-sdk and "
+                "opentelemetry-exporter-otlp-proto-http"
+            ) from error
+        tracing = otlp_tracing(endpoint, settings.otel_exporter_otlp_headers, service_name=settings.otel_service_name)
+        self._stack.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
+
+    def _show_metrics(self, token: str, services: Services) -> None:
+        # Here, because its library takes a while to import that who does not look need not wait for.
+        from server.metrics import Heart, MetricsPage, Observed
+
+        heart = Heart()
+        heart.start()
+        self._stack.push_async_callback(heart.stop)
+        observed = Observed(
+            database=self.database,
+            hub=self.hub,
+            channel=self.channel,
+            backend=self._backend,
+            generations=self.generations,
+            message_stream=services.message_stream,
+            reaper=self.reaper,
+            titles=self.titles,
+            sweeper=self.sweeper,
+            sockets=self.application.sockets,
+            requests=self.application.requests,
+            operations=self.operations,
+        )
+        page = self.metrics = MetricsPage(observed, heart, token)
+        self.application.web.router.add_get("/metrics", page.get)
+
+    async def _parts(self) -> dict[str, str]:
+        """What new work needs, and how it is."""
+        parts = {
+            "turns": _DRAINING if self.generations.draining else OK,
+            "database": OK if await self._database_answers() else _OUT_OF_REACH,
+        }
+        if self._is_shared:
+            # Without it a reader of this server sees nothing of an answer before its end. Another server may be better.
+            silent = self.hub.out_of_reach_seconds
+            parts["channel"] = _OUT_OF_REACH if silent > _CHANNEL_PATIENCE_SECONDS else OK
+        return parts
+
+    async def _database_answers(self) -> bool:
         try:
             async with asyncio.timeout(_READY_SECONDS), self.database.acquire() as connection:
                 return bool(await connection.fetchval("SELECT true"))

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from typing import Any
 from uuid import UUID
 
 from models.database import Database, DatabaseUnavailableError
+from models.log_fields import log_note, log_scope
+from models.metrics import LONG_SECONDS, Histogram
 from models.parts import DeltaKind, ToolPart
 from models.records import MessageFailure, MessageRecord, MessageStatus, MessageTokens
 from models.text import clean, storable_json
+from models.tracing import NO_TRACING, Span, Tracing
 from providers.base import (
     Finish,
     FinishReason,
@@ -248,6 +252,45 @@ class _OverBudgetError(Exception):
     """The answer would be longer than its owner's budget leaves."""
 
 
+class AnswerCounts:
+    """For metrics: how answers of this process ended, after how long, and what they consumed."""
+
+    def __init__(self) -> None:
+        self.ends: Counter[tuple[str, str]] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.seconds = Histogram(LONG_SECONDS)
+        self.first_seconds = Histogram(LONG_SECONDS)
+
+    def count(self, end: AnswerEnd, buffer: StreamBuffer, started: float, span: Span, *, stored: bool) -> None:
+        """Count one end.
+
+        Args:
+            started: when its task began.
+            stored: whether it was this process's to end; otherwise it was deleted, or somebody else ended it.
+        """
+        status, code = end.status.value if stored else "LOST", end.failure.code if stored and end.failure else ""
+        tokens = end.tokens
+        self.ends[status, code] += 1
+        self.seconds.observe(time.monotonic() - started)
+        if buffer.begun_at is not None:
+            self.first_seconds.observe(buffer.begun_at - started)
+        if end.called_provider:
+            self.tokens["prompt"] += tokens.prompt
+            self.tokens["completion"] += tokens.completion
+            self.tokens["reasoning"] += tokens.reasoning
+            self.tokens["cached"] += tokens.cached
+        span.note(
+            {
+                "threadgraph.status": status,
+                "threadgraph.pieces": buffer.appends,
+                "gen_ai.usage.input_tokens": tokens.prompt,
+                "gen_ai.usage.output_tokens": tokens.completion,
+            }
+        )
+        if code:
+            span.fail(code)
+
+
 class Generations:
     """All generations of this process. Made by the composition root, ended by `drain`.
 
@@ -256,6 +299,7 @@ class Generations:
     Args:
         wakeups: who tells the user's subscriptions of each end that is stored.
         images: keeps the images that models make.
+        tracing: who begins a span for each answer.
     """
 
     def __init__(
@@ -267,6 +311,7 @@ class Generations:
         wakeups: Wakeups,
         limits: GenerationLimits,
         images: GeneratedImages,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._database = database
         self._hub = hub
@@ -278,6 +323,8 @@ class Generations:
         self._running: dict[UUID, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.counts = AnswerCounts()
+        self._tracing = tracing
 
     def __len__(self) -> int:
         return len(self._running)
@@ -295,7 +342,8 @@ class Generations:
         generation = Generation(hold, buffer, self._limits, self._images)
         self._running[hold.message_id] = generation
         self._leases.keep(buffer)
-        task = asyncio.create_task(self._run(generation, request, provider), name=f"generation {hold.message_id}")
+        log_note(thread_id=hold.thread_id, message_id=hold.message_id)
+        task = asyncio.create_task(self._observed(generation, request, provider), name=f"generation {hold.message_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -359,7 +407,16 @@ class Generations:
         if generation := self._running.get(UUID(hex=message["messageId"])):
             generation.end_early(MessageStatus.STOPPED, None)
 
-    async def _run(self, generation: Generation, request: Callable[[], Any], provider: Provider) -> None:
+    async def _observed(self, generation: Generation, request: Callable[[], Any], provider: Provider) -> None:
+        hold = generation.hold
+        with (
+            log_scope(user_id=hold.owner_id, thread_id=hold.thread_id, message_id=hold.message_id),
+            self._tracing.span("answer") as span,
+        ):
+            span.note({"threadgraph.message_id": str(hold.message_id), "threadgraph.thread_id": str(hold.thread_id)})
+            await self._run(generation, request, provider, span)
+
+    async def _run(self, generation: Generation, request: Callable[[], Any], provider: Provider, span: Span) -> None:
         message_id, buffer = generation.hold.message_id, generation.buffer
         started = time.monotonic()
         record: MessageRecord | None = None
@@ -368,10 +425,10 @@ class Generations:
             record = await self._store(generation.hold, end)
             # Also where the thread was deleted meanwhile: what was consumed is counted all the same.
             await self._wakeups.ring(generation.hold.owner_id)
+            self.counts.count(end, generation.buffer, started, span, stored=record is not None)
             log.info(
                 "answer ended",
                 extra={
-                    "message_id": str(message_id),
                     "status": end.status.value if record else "LOST",
                     "seconds": round(time.monotonic() - started, 3),
                 },

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
+from models.log_fields import log_note
+from models.metrics import Histogram
 from models.parts import parts_length
 from models.records import MessageRecord, MessageRole, MessageStatus
 from services.errors import (
@@ -41,6 +45,14 @@ class MessageStream:
         self._messages = messages
         self._generations = generations
         self._patience_seconds = patience_seconds
+        # For metrics: reads that are open, reads begun by whether they had a cursor, events given, readers set back,
+        # stops asked, and how long pieces of a live answer took from their append to the reader's socket.
+        self.readers = 0
+        self.begun: Counter[str] = Counter()
+        self.delivered = 0
+        self.resets = 0
+        self.stops = 0
+        self.lag = Histogram()
 
     async def read(self, viewer: Viewer, message_id: UUID, after: str | None) -> AsyncGenerator[StreamEvent, None]:
         """The answer from a cursor on (None: from its start), ending with `Ended`. Nothing after `Ended`'s own cursor.
@@ -52,32 +64,47 @@ class MessageStream:
         """
         position = _position(message_id, after)
         offset = position.offset
-        while True:
-            buffer = self._hub.get(message_id)
-            if buffer is None or buffer.owner_id != viewer.id:
-                found = await self._stored_or_live(viewer, message_id)
-                if isinstance(found, MessageRecord):
-                    for event in _replay(found, StreamPosition(message_id, offset, position.ended)):
-                        yield event
-                    return
-                buffer = found
-            if position.ended or offset > buffer.length:
-                if not await self._caught_up(buffer, position):
-                    raise CursorAheadError("This cursor is ahead of the stream.", field="after")
-                if buffer.closed:
-                    continue
+        log_note(message_id=message_id)
+        self.begun["start" if after is None else "resume"] += 1
+        self.readers += 1
+        try:
             while True:
-                length = buffer.length
-                for event in buffer.since(offset):
-                    yield event
-                offset = length
-                if buffer.closed and buffer.length == offset:
-                    break
-                await buffer.wait(offset)
-            if buffer.ended is not None:
-                yield buffer.ended
-                return
-            # Closed without an end: deleted, or another server's now. The database knows.
+                buffer = self._hub.get(message_id)
+                if buffer is None or buffer.owner_id != viewer.id:
+                    found = await self._stored_or_live(viewer, message_id)
+                    if isinstance(found, MessageRecord):
+                        for event in _replay(found, StreamPosition(message_id, offset, position.ended)):
+                            self.delivered += 1
+                            self.resets += type(event) is Reset
+                            yield event
+                        return
+                    buffer = found
+                if position.ended or offset > buffer.length:
+                    if not await self._caught_up(buffer, position):
+                        raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+                    if buffer.closed:
+                        continue
+                # What was there before this reader has not waited for it.
+                timed = buffer.timed_length
+                while True:
+                    length = buffer.length
+                    for event in buffer.since(offset):
+                        self.delivered += 1
+                        yield event
+                    if timed != buffer.timed_length <= length:
+                        timed = buffer.timed_length
+                        self.lag.observe(time.monotonic() - buffer.timed_at)
+                    offset = length
+                    if buffer.closed and buffer.length == offset:
+                        break
+                    await buffer.wait(offset)
+                if buffer.ended is not None:
+                    self.delivered += 1
+                    yield buffer.ended
+                    return
+                # Closed without an end: deleted, or another server's now. The database knows.
+        finally:
+            self.readers -= 1
 
     async def stop(self, viewer: Viewer, message_id: UUID) -> MessageRecord:
         """Stop an answer, keep what has come, and return it as it is stored. Stopping twice, or too late, is no error.
@@ -87,6 +114,7 @@ class MessageStream:
             BadUserInputError: it is not an answer.
             UnavailableError: its writer did not stop in time.
         """
+        self.stops += 1
         record = await self._find(viewer, message_id)
         if record.role is not MessageRole.ASSISTANT:
             raise BadUserInputError("Only an answer can be stopped.", field="messageId")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -81,7 +82,7 @@ class Sweeper:
     Args:
         end_live: ends the answer that is being written in a thread, waiting for its end (see `Generations`).
         every_seconds: pause between two sweeps.
-        others: further sweeps; each takes a bound and says how much it did.
+        others: further sweeps by what they sweep; each takes a bound and says how much it did.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Sweeper:
         *,
         end_live: Callable[[UUID], Awaitable[None]],
         every_seconds: float,
-        others: tuple[Callable[[int], Awaitable[int]], ...] = (),
+        others: Mapping[str, Callable[[int], Awaitable[int]]] | None = None,
     ) -> None:
         self._database = database
         self._retention = retention
@@ -103,9 +104,12 @@ class Sweeper:
             self._ended_shares,
             self._old_turns,
             self._old_changes,
-            *others,
+            *(self._counted(name, sweep) for name, sweep in (others or {}).items()),
         )
         self._task: asyncio.Task[None] | None = None
+        # For metrics: how much was done, by what was swept (of feeds: how many were cut), and how often that failed.
+        self.done: Counter[str] = Counter()
+        self.failed = 0
 
     def start(self) -> None:
         """Begin to sweep."""
@@ -125,8 +129,10 @@ class Sweeper:
                 while done >= _BATCH:
                     done = await sweep(_BATCH)
             except DatabaseUnavailableError as error:
+                self.failed += 1
                 log.warning("the sweeper waits for the database: %s", error)
             except Exception:
+                self.failed += 1
                 log.exception("a sweep failed; it is tried again")
 
     async def _run(self) -> None:
@@ -134,36 +140,47 @@ class Sweeper:
             await self.sweep()
             await asyncio.sleep(self._every_seconds)
 
+    def _counted(self, name: str, sweep: Callable[[int], Awaitable[int]]) -> Callable[[int], Awaitable[int]]:
+        async def counted(limit: int) -> int:
+            done = await sweep(limit)
+            self.done[name] += done
+            return done
+
+        return counted
+
     async def _expired_threads(self, limit: int) -> int:
         async with self._database.acquire() as connection:
             live = [row["id"] for row in await connection.fetch(_EXPIRED_LIVE, limit)]
         for thread_id in live:
             await self._end_live(thread_id)
-        return await self._delete_one_by_one(_EXPIRED, limit)
+        return await self._delete_one_by_one("expired_threads", _EXPIRED, limit)
 
     async def _retired_threads(self, limit: int) -> int:
         if self._retention.threads is None:
             return 0
-        return await self._delete_one_by_one(_RETIRED, limit, self._retention.threads)
+        return await self._delete_one_by_one("retired_threads", _RETIRED, limit, self._retention.threads)
 
-    async def _delete_one_by_one(self, statement: str, limit: int, *values: object) -> int:
+    async def _delete_one_by_one(self, name: str, statement: str, limit: int, *values: object) -> int:
         for done in range(limit):
             async with self._database.acquire() as connection:
                 if await connection.fetchval(statement, *values) is None:
                     return done
+            self.done[name] += 1
         return limit
 
     async def _ended_shares(self, limit: int) -> int:
-        return await self._rows(_ENDED_SHARES, limit)
+        return await self._rows("ended_shares", _ENDED_SHARES, limit)
 
     async def _old_turns(self, limit: int) -> int:
-        return await self._rows(_OLD_TURNS, limit, self._retention.idempotency_keys)
+        return await self._rows("idempotency_keys", _OLD_TURNS, limit, self._retention.idempotency_keys)
 
     async def _old_changes(self, limit: int) -> int:
         # Counted by users, whose rows are updated: fewer than changes. It ends when nothing is left to purge.
-        return await self._rows(_OLD_CHANGES, limit, self._retention.changes) * limit
+        return await self._rows("feeds", _OLD_CHANGES, limit, self._retention.changes) * limit
 
-    async def _rows(self, statement: str, limit: int, *values: object) -> int:
+    async def _rows(self, name: str, statement: str, limit: int, *values: object) -> int:
         async with self._database.acquire() as connection:
             # The command tag, such as "DELETE 3".
-            return int((await connection.execute(statement, limit, *values)).rsplit(" ", 1)[1])
+            rows = int((await connection.execute(statement, limit, *values)).rsplit(" ", 1)[1])
+        self.done[name] += rows
+        return rows

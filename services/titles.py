@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import aclosing
 from uuid import UUID
 
@@ -79,6 +80,8 @@ class Titles:
         self._wakeups = wakeups
         self._model_id = model_id
         self._tasks: set[asyncio.Task[None]] = set()
+        # For metrics: by how it went.
+        self.outcomes: Counter[str] = Counter()
 
     def begin(self, viewer: Viewer, thread_id: UUID, assistant_message_id: UUID, question: str) -> None:
         """Start to title a new thread by its first question; its usage is counted with the first answer's message."""
@@ -130,8 +133,11 @@ class Titles:
                         *((prices.prompt, prices.cached, prices.completion) if prices else (None, None, None)),
                         prices.cost_micros(tokens) if prices else None,
                     )
+                self.outcomes["made"] += 1
                 await self._wakeups.ring(viewer.id)
         except CallerError:
+            self.outcomes["no_model"] += 1
             log.debug("no key leads this user to the model of titles")
         except Exception as error:
+            self.outcomes["failed"] += 1
             log.warning("a title could not be made: %s", type(error).__name__)

@@ -8,6 +8,7 @@ very object that was appended, with its cursor already spelt. Nothing in here aw
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ MAX_DELTA_CHARS = 262_144
 # Entries of one part are joined when there are this many. Joining costs a copy of the text: 50,000 entries of 5
 # characters are copied 100 times, 12 MB in all, and memory stays at the text instead of 200 bytes an entry.
 _JOIN_ENTRIES = 512
+# Of so many appends one is timed until its readers have it: a clock for each would cost more than the append.
+SAMPLED_APPENDS = 64
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,6 +80,11 @@ class StreamBuffer:
         self.length = 0
         self.closed = False
         self.ended: Ended | None = None
+        # For metrics: appends so far, when the first was, and of the last one that is timed its end and its time.
+        self.appends = 0
+        self.begun_at: float | None = None
+        self.timed_length = -1
+        self.timed_at = 0.0
         self._prefix = cursor_prefix(message_id)
         self._entries: list[ContentEvent] = []
         self._starts: list[int] = []
@@ -108,6 +116,9 @@ class StreamBuffer:
         self.length += len(text)
         self._part_entries += 1
         self._entries.append(Delta(f"{self._prefix}{self.length}", self._part_index, kind, text))
+        if not self.appends % SAMPLED_APPENDS:
+            self._time()
+        self.appends += 1
         self._wake()
 
     def append_part(self, part: Part) -> None:
@@ -118,6 +129,9 @@ class StreamBuffer:
         self._starts.append(self.length)
         self.length += part_length(part)
         self._entries.append(PartAdded(f"{self._prefix}{self.length}", self._part_index, part))
+        if not self.appends % SAMPLED_APPENDS:
+            self._time()
+        self.appends += 1
         self._wake()
 
     def sign(self, signature: str | None) -> None:
@@ -185,6 +199,11 @@ class StreamBuffer:
             await waiter
         finally:
             self._waiters.discard(waiter)
+
+    def _time(self) -> None:
+        self.timed_length, self.timed_at = self.length, time.monotonic()
+        if self.begun_at is None:
+            self.begun_at = self.timed_at
 
     def _wake(self) -> None:
         if self._waiters:

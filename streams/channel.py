@@ -70,7 +70,7 @@ class _BoundedBroadcast(Broadcast):
     """`broadcaster` with a bound on what waits for a slow handler; beyond it the oldest is dropped, as by a network."""
 
     _listener_task: asyncio.Task[None]
-    _dropped = 0
+    dropped = 0
 
     async def _listener(self) -> None:
         while True:
@@ -78,13 +78,13 @@ class _BoundedBroadcast(Broadcast):
             for queue in list(self._subscribers.get(event.channel, ())):
                 if queue.qsize() >= _WAITING_MESSAGES:
                     queue.get_nowait()
-                    self._dropped += 1
+                    self.dropped += 1
                     # At the first, the second, the fourth … : a flood is told of and floods no log.
-                    if self._dropped & (self._dropped - 1) == 0:
+                    if self.dropped & (self.dropped - 1) == 0:
                         log.warning(
                             "a handler of channel %s is too slow; %d messages were dropped so far",
                             event.channel,
-                            self._dropped,
+                            self.dropped,
                         )
                 queue.put_nowait(event)
 
@@ -107,6 +107,11 @@ class BroadcastChannel:
     def __init__(self, backend: BroadcastBackend) -> None:
         self._broadcast = _BoundedBroadcast(backend=backend)
         self._listeners: list[asyncio.Task[None]] = []
+
+    @property
+    def dropped(self) -> int:
+        """How many messages a handler was too slow for."""
+        return self._broadcast.dropped
 
     async def connect(self) -> None:
         """Start to route."""

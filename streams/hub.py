@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from uuid import UUID
 
 from streams.buffer import StreamBuffer
@@ -13,6 +13,9 @@ class Hub:
 
     def __init__(self) -> None:
         self._buffers: dict[UUID, StreamBuffer] = {}
+        # For metrics: of answers that have ended.
+        self._past_appends = 0
+        self._past_characters = 0
 
     def __len__(self) -> int:
         return len(self._buffers)
@@ -43,4 +46,34 @@ class Hub:
 
     def remove(self, message_id: UUID) -> None:
         """Forget an answer that has ended and is stored; readers keep its buffer until they are through."""
+        if (written := self._written(message_id)) is not None:
+            self._past_appends += written.appends
+            self._past_characters += written.length
         self._buffers.pop(message_id, None)
+
+    @property
+    def out_of_reach_seconds(self) -> float:
+        """For how long what readers need has not answered; there is nothing that could not, where nothing is shared."""
+        return 0.0
+
+    @property
+    def read_here(self) -> Collection[StreamBuffer]:
+        """The buffers that readers of this process read."""
+        return self._buffers.values()
+
+    @property
+    def written_here(self) -> Collection[StreamBuffer]:
+        """What the producers of this process append to."""
+        return self._buffers.values()
+
+    @property
+    def appended(self) -> tuple[int, int]:
+        """How many pieces, and characters, the producers of this process have appended since it started."""
+        live = self.written_here
+        return (
+            self._past_appends + sum(buffer.appends for buffer in live),
+            self._past_characters + sum(buffer.length for buffer in live),
+        )
+
+    def _written(self, message_id: UUID) -> StreamBuffer | None:
+        return self._buffers.get(message_id)

@@ -69,6 +69,10 @@ class Reaper:
         self._used = used
         self._sealed = sealed
         self._task: asyncio.Task[None] | None = None
+        # For metrics: streams that were taken over, answers ended so, and those that could not be.
+        self.taken_over = 0
+        self.ended = 0
+        self.failed = 0
 
     def start(self) -> None:
         """Begin to look."""
@@ -96,6 +100,7 @@ class Reaper:
                 rows = await connection.fetch(
                     _TAKE_OVER, [*self._living(), *failed], self._lease_seconds, all_others, _BATCH, self._taker
                 )
+            self.taken_over += len(rows)
             for row in rows:
                 hold = StreamHold(
                     *(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"]),
@@ -108,6 +113,7 @@ class Reaper:
                 except Exception:
                     # One answer that cannot be ended must not keep all others live; its lease brings it back.
                     log.exception("an answer could not be ended", extra={"message_id": str(hold.message_id)})
+                    self.failed += 1
                     failed.append(hold.message_id)
                     continue
                 if record is not None:
@@ -126,6 +132,7 @@ class Reaper:
         record = await end_answer(self._database, hold, end)
         await self._used(hold.owner_id)
         if record is not None:
+            self.ended += 1
             log.warning("ended an answer whose server was lost", extra={"message_id": str(hold.message_id)})
         return record
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from models.database import DatabaseUnavailableError
+from models.metrics import Histogram
 from models.parts import DeltaKind, Part
 from models.records import MessageRecord
 from streams.buffer import ContentEvent, Delta, StreamBuffer, replay
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.01
 _KEEP_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
+_PROBE_SECONDS = 2.0
+_PROBE_DEADLINE_SECONDS = 2.0
 _LOGS_AT_ONCE = 200
 
 _ENDS_SOON_TRIES = 50
@@ -107,6 +111,14 @@ class SharedHub(Hub):
         self._to_follow = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._endings: set[asyncio.Task[None]] = set()
+        # When the log last answered a probe: what is measured is whether it can be used, not whether it was.
+        self._answered_at = time.monotonic()
+        # For metrics: round trips of the writing task, those that failed, and how often the log came back.
+        self.round_trips = Histogram()
+        self.failed_appends = 0
+        self.failed_reads = 0
+        self.returns = 0
+        self.rewritten = 0
 
     def start(self) -> None:
         """Begin to write and to follow."""
@@ -115,6 +127,7 @@ class SharedHub(Hub):
             asyncio.create_task(self._keep(), name="token log keeping"),
             asyncio.create_task(self._follow(), name="token log reading"),
             asyncio.create_task(self._look(), name="looking for ends"),
+            asyncio.create_task(self._probe(), name="token log probe"),
         ]
 
     async def stop(self) -> None:
@@ -168,6 +181,35 @@ class SharedHub(Hub):
             self._to_follow.set()
         return followed
 
+    @property
+    def out_of_reach_seconds(self) -> float:
+        """For how long the token log has not answered; 0 where it did when it was last asked."""
+        silent = time.monotonic() - self._answered_at
+        return silent if silent > _PROBE_SECONDS + _PROBE_DEADLINE_SECONDS else 0.0
+
+    @property
+    def read_here(self) -> Collection[StreamBuffer]:
+        """The buffers that readers of this process read, of its own answers and of others'."""
+        return [*self._buffers.values(), *self._followed.values()]
+
+    @property
+    def written_here(self) -> Collection[StreamBuffer]:
+        """What the producers of this process append to."""
+        return self._drafts.values()
+
+    @property
+    def followed(self) -> int:
+        """How many answers of other processes are read here."""
+        return len(self._followed)
+
+    @property
+    def unlogged_characters(self) -> int:
+        """How much the producers of this process are ahead of the log, and so of all readers."""
+        return sum(max(0, draft.length - draft.logged) for draft in self._drafts.values())
+
+    def _written(self, message_id: UUID) -> StreamBuffer | None:
+        return self._drafts.get(message_id)
+
     def _later(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._endings.add(task)
@@ -188,13 +230,16 @@ class SharedHub(Hub):
                 for at in range(0, len(drafts), _LOGS_AT_ONCE):
                     await self._append(drafts[at : at + _LOGS_AT_ONCE])
             except LOST as error:
+                self.failed_appends += 1
                 if pause.tries == 0:
                     log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
             except Exception:
+                self.failed_appends += 1
                 log.exception("writing the token log failed; trying again")
             else:
                 heed_cancellation()
                 if pause.reset():
+                    self.returns += 1
                     log.info("the token log is back")
                 await asyncio.sleep(_TICK_SECONDS)
                 continue
@@ -212,7 +257,9 @@ class SharedHub(Hub):
             for draft, growth in zip(drafts, growths, strict=True)
         ]
         lengths = [draft.length for draft in drafts]
+        begun = time.monotonic()
         ends = await self._log.append(growths)
+        self.round_trips.observe(time.monotonic() - begun)
         for draft, length, end, events in zip(drafts, lengths, ends, unseen, strict=True):
             if end > length:
                 # Ended by somebody else, who believes this process dead: the database tells whose it is.
@@ -221,6 +268,7 @@ class SharedHub(Hub):
             draft.logged = end
             if end < length:
                 # The log was lost, or is an older one: once more, from where it ends.
+                self.rewritten += 1
                 self._on_growth(draft)
             elif not draft.buffer.closed:
                 extend(draft.buffer, events)
@@ -258,6 +306,7 @@ class SharedHub(Hub):
             try:
                 found = await self._log.wait(offsets)
             except LOST as error:
+                self.failed_reads += 1
                 if pause.tries == 0:
                     log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
                 await pause.rest()
@@ -284,6 +333,20 @@ class SharedHub(Hub):
                 # Not by any writer of ours. What the database has will have to do.
                 log.error("a token log has a gap", extra={"message_id": str(buffer.message_id)})
                 buffer.sealed = True
+
+    async def _probe(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_PROBE_DEADLINE_SECONDS):
+                    await self._log.probe()
+            except LOST:
+                pass
+            except Exception:
+                log.exception("asking the token log failed; trying again")
+            else:
+                self._answered_at = time.monotonic()
+            heed_cancellation()
+            await asyncio.sleep(_PROBE_SECONDS)
 
     async def _finish_soon(self, message_id: UUID) -> None:
         """The log is sealed: the end is in the database, or will be in a moment."""

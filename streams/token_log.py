@@ -175,6 +175,10 @@ class TokenLog:
                 found[by_key[key]] = _entries(by_key[key].message_id, entries)
         return found
 
+    async def probe(self) -> None:
+        """Whether the log answers, asked of the node that has our keys."""
+        await self._client.exists(self._wake_key)
+
     async def wake(self) -> None:
         """End the wait of this process: the logs to wait for are others now."""
         await self._client.xadd(self._wake_key, {"w": ""}, maxlen=1, approximate=False)

@@ -140,6 +140,9 @@ class ValkeyBackend(BroadcastBackend):
         self._changed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self.connected = asyncio.Event()
+        # For metrics: how often the connection came back, and how many notices could not be sent.
+        self.returns = 0
+        self.unsent = 0
 
     async def connect(self) -> None:
         """Begin to listen, in a task; returns at once."""
@@ -168,6 +171,7 @@ class ValkeyBackend(BroadcastBackend):
         try:
             await self._client.publish(PREFIX + channel, message)
         except LOST as error:
+            self.unsent += 1
             log.warning("a notice on channel %s was not sent: %s", channel, type(error).__name__)
 
     async def next_published(self) -> Event:
@@ -210,6 +214,7 @@ class ValkeyBackend(BroadcastBackend):
                 await listener.ping()
                 self.connected.set()
                 if pause.reset():
+                    self.returns += 1
                     log.info("the channel is back")
             while not self._changed.is_set():
                 heed_cancellation()

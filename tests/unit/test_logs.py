@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from contextlib import contextmanager, redirect_stderr
 from urllib.parse import urlsplit
 
 import pytest
+from asyncpg.exceptions import UniqueViolationError
+from asyncpg.exceptions._base import DataError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.logs import configure_logging
+from models.log_fields import log_fields, log_note, log_scope
+from server.logs import _QUIET, configure_logging
 from server.runtime import Server
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) ([\w.]+) (.*)")
@@ -24,17 +28,17 @@ FORGED = "2026-11-05 12:00:00,000 INFO server.runtime the database was deleted"
 
 
 @contextmanager
-def server_log(level: str = "DEBUG") -> Iterator[io.StringIO]:
+def server_log(level: str = "DEBUG", style: str = "TEXT") -> Iterator[io.StringIO]:
     """What is logged in the block, by the very configuration of the server; undone afterwards."""
     refusing = logging.getLogger("aiohttp.server")
-    changed = [logging.getLogger(name) for name in (None, "aiohttp.access", "tortoise")]
+    changed = [logging.getLogger(name) for name in (None, *_QUIET)]
     levels, filters, handlers = [logger.level for logger in changed], refusing.filters[:], changed[0].handlers
     # Those of pytest are set aside: they would be closed, and xdist cannot carry every character they catch.
     changed[0].handlers = []
     written = io.StringIO()
     try:
         with redirect_stderr(written):
-            configure_logging(level)
+            configure_logging(level, style)
         yield written
     finally:
         changed[0].handlers, refusing.filters = handlers, filters
@@ -158,6 +162,87 @@ def test_a_defect_in_a_handler_of_requests_is_still_logged() -> None:
     with server_log() as written:
         logging.getLogger("aiohttp.server").error("Error handling request", exc_info=raised("a defect"))
     assert "ValueError: a defect" in written.getvalue()
+
+
+@given(st.text(st.characters()), st.text(st.characters()), st.floats())
+def test_in_json_whatever_is_logged_is_one_line_of_printable_ascii(said: str, extra: str, number: float) -> None:
+    with server_log(style="JSON") as written:
+        logging.getLogger("x").warning("%s", said, extra={"extra": extra, "number": number, "level": "FORGED"})
+    logged = written.getvalue()
+    assert logged.endswith("\n")
+    assert logged[:-1].isascii()
+    assert logged[:-1].isprintable()
+    line = json.loads(logged, parse_constant=fail)
+    assert (line["message"], line["extra"]) == (said, extra)
+    assert (line["level"], line["logger"]) == ("WARNING", "x"), "no field can pass for another"
+    assert line["number"] in (number, str(number))
+
+
+def test_in_json_a_trace_is_a_field_and_times_are_in_utc() -> None:
+    with server_log(style="JSON") as written:
+        logging.getLogger("x").error("a request failed", exc_info=raised(f"a\n{FORGED}"))
+    (text,) = written.getvalue().splitlines()
+    line = json.loads(text)
+    assert line["exception"].startswith("Traceback")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["ts"])
+
+
+@pytest.mark.parametrize("style", ["TEXT", "JSON"])
+def test_lines_of_a_scope_have_its_ids_and_those_after_it_have_not(style: str) -> None:
+    with server_log(style=style) as written:
+        with log_scope(request_id="r-1"):
+            with log_scope(message_id="m-1"):
+                log_note(thread_id="t-1")
+                logging.getLogger("x").info("inner", extra={"message_id": "m-2"})
+            logging.getLogger("x").info("outer")
+        log_note(request_id="nobody's")
+        logging.getLogger("x").info("outside")
+    inner, outer, outside = written.getvalue().splitlines()
+    assert all(name in inner for name in ("r-1", "m-2", "t-1"))
+    assert "m-1" not in inner, "what the line says itself is what holds"
+    assert "r-1" in outer
+    assert "t-1" not in outer
+    assert "request_id" not in outside
+
+
+async def test_a_task_takes_the_ids_of_where_it_was_started_along() -> None:
+    async def fields() -> dict[str, str]:
+        await asyncio.sleep(0)
+        return dict(log_fields())
+
+    with log_scope(request_id="r-1"):
+        task = asyncio.create_task(fields())
+    assert await task == {"request_id": "r-1"}
+    assert log_fields() == {}
+
+
+CANARY = "what the user wrote"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UniqueViolationError(f"duplicate key ({CANARY})"),
+        DataError(f"invalid input for query argument $1: '{CANARY}'"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("style", ["TEXT", "JSON"])
+def test_values_that_the_database_refuses_are_not_quoted(error: Exception, style: str) -> None:
+    failure = raised("storing failed")
+    failure.__cause__ = error
+    with server_log(style=style) as written:
+        logging.getLogger("x").error("a defect", exc_info=failure)
+    assert CANARY not in written.getvalue()
+    assert "storing failed" in written.getvalue()
+    assert type(error).__name__ in written.getvalue()
+
+
+def test_libraries_that_log_bodies_and_keys_for_debugging_are_quiet() -> None:
+    with server_log("DEBUG") as written:
+        for name in ("botocore.auth", "botocore.endpoint", "urllib3.connectionpool", "s3transfer.tasks"):
+            logging.getLogger(name).debug("CanonicalRequest: a body and a key")
+    assert written.getvalue() == ""
 
 
 async def send_raw(server: Server, header: bytes) -> bytes:

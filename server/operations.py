@@ -1,0 +1,133 @@
+"""Every GraphQL operation, however it came: counted by name and outcome, timed, logged by its ids, and one span each.
+
+Names come from clients, and each new one would be a new series of metrics: a process keeps the first 200 names of
+documents that it could execute, and counts the rest as `other`. So a caller who makes names up costs others their
+names, in the metrics of one process, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from graph.context import Context
+from models.log_fields import log_note, log_scope
+from models.metrics import Histogram
+from models.tracing import NO_TRACING, Span, Tracing
+from services.errors import ErrorCode
+
+log = logging.getLogger(__name__)
+
+MAX_NAMES = 200
+MAX_NAME_CHARS = 80
+SLOW_SECONDS = 1.0
+OTHER = "other"
+UNNAMED = "unnamed"
+OK = "ok"
+CLOSED = "closed"
+"""The client went away, or completed a subscription, before its end."""
+_INTERNAL = ErrorCode.INTERNAL_SERVER_ERROR.value
+_CODES = frozenset(code.value for code in ErrorCode)
+
+
+class Operation:
+    """One operation while it runs; `outcome` is `ok`, `closed` or the code of its first error."""
+
+    __slots__ = ("context", "outcome", "started")
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.outcome = OK
+        self.started = time.monotonic()
+
+    def told(self, payload: Mapping[str, Any]) -> None:
+        """A result, as it goes to the client."""
+        if "errors" in payload:
+            self.failed(payload["errors"])
+
+    def failed(self, errors: list[dict[str, Any]]) -> None:
+        """The errors that it ended with, formatted."""
+        if self.outcome == OK:
+            code = errors[0].get("extensions", {}).get("code", _INTERNAL)
+            self.outcome = code if code in _CODES else _INTERNAL
+
+
+class Operations:
+    """The operations of one process.
+
+    Args:
+        tracing: who begins a span for each.
+    """
+
+    def __init__(self, tracing: Tracing = NO_TRACING) -> None:
+        self._tracing = tracing
+        self._names: set[str] = set()
+        self.outcomes: Counter[tuple[str, str, str]] = Counter()
+        self.seconds: dict[tuple[str, str], Histogram] = {}
+        """Of queries and mutations, by type and name: a subscription takes as long as its client likes."""
+
+    @contextmanager
+    def running(self, context: Context, carrier: Mapping[str, str] | None = None) -> Iterator[Operation]:
+        """One operation for as long as the block lasts.
+
+        Args:
+            carrier: headers of its request, which may name the span that it belongs to.
+        """
+        operation = Operation(context)
+        viewer = context.viewer_or_none
+        with (
+            log_scope(**({} if viewer is None else {"user_id": viewer.id})),
+            self._tracing.span("GraphQL", carrier) as span,
+        ):
+            try:
+                yield operation
+            except (asyncio.CancelledError, ConnectionError):
+                operation.outcome = CLOSED
+                raise
+            except Exception:
+                operation.outcome = _INTERNAL
+                raise
+            finally:
+                self._count(operation, span)
+
+    def _count(self, operation: Operation, span: Span) -> None:
+        seconds = time.monotonic() - operation.started
+        context, outcome = operation.context, operation.outcome
+        kind, name = context.operation_type or "invalid", self._name(context)
+        self.outcomes[kind, name, outcome] += 1
+        if kind in ("query", "mutation"):
+            self.seconds.setdefault((kind, name), Histogram()).observe(seconds)
+        span.rename(f"{kind} {name}")
+        span.note({"graphql.operation.type": kind, "graphql.operation.name": name})
+        if outcome == _INTERNAL:
+            span.fail(outcome)
+        elif outcome != OK:
+            span.note({"threadgraph.outcome": outcome})
+        log_note(operation=name, operation_type=kind)
+        slow = kind != "subscription" and seconds > SLOW_SECONDS
+        log.log(
+            logging.WARNING if slow else logging.DEBUG,
+            "slow operation" if slow else "operation",
+            extra={"outcome": outcome, "seconds": round(seconds, 4)},
+        )
+
+    def _name(self, context: Context) -> str:
+        name = context.operation_name
+        if not name:
+            return UNNAMED
+        if name not in self._names:
+            if len(self._names) >= MAX_NAMES or len(name) > MAX_NAME_CHARS:
+                return OTHER
+            self._names.add(name)
+        return name
+
+
+def new_request_id() -> str:
+    """An id that nobody else has."""
+    return secrets.token_hex(8)
