@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from functools import cached_property
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -72,9 +73,9 @@ from streams.ending import find_written
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
 from streams.recovery import Reaper, Sealed
-from streams.shared_hub import SharedHub
-from streams.token_log import LogName, TokenLog
-from streams.valkey import ValkeyBackend
+
+if TYPE_CHECKING:
+    from streams.valkey import ValkeyBackend
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,11 @@ class Server:
             await channel.connect()
             stack.push_async_callback(channel.close)
             return Hub(), channel, None
+        # Here, because the client takes a while to import that a server for itself alone need not wait for.
+        from streams.shared_hub import SharedHub
+        from streams.token_log import LogName, TokenLog
+        from streams.valkey import ValkeyBackend
+
         try:
             backend, token_log = ValkeyBackend(url), TokenLog(url)
         except ValueError as error:
