@@ -17,7 +17,10 @@ from models.ids import IdKind, parse_id
 from server.runtime import Server
 from tests.client import Client, GraphQLErrors, text_of
 
-MODELS = ["two-words", "scripted-echo", "fails-midway", "hangs-up", "slow", "hangs", "says-nothing", "thinks-and-calls"]
+MODELS = [
+    *("two-words", "scripted-echo", "fails-midway", "hangs-up", "slow", "hangs", "says-nothing", "thinks-and-calls"),
+    *("draws", "thinks-signed"),
+]
 # What a device may be told while others act; anything else is a defect.
 EXPECTED = {"THREAD_BUSY", "NOT_FOUND", "BAD_USER_INPUT"}
 
