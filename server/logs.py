@@ -64,7 +64,7 @@ class JsonFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        line = {key: _plain(value) for key, value in self.fields(record).items()} | {
+        line: dict[str, object] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -72,6 +72,7 @@ class JsonFormatter(_Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        line = line | {key: _plain(value) for key, value in self.fields(record).items()} | line
         return json.dumps(line).replace("\x7f", "\\u007f")
 
 

@@ -15,7 +15,7 @@ from strawberry.http.websocket_origin import is_same_origin
 _METHODS = "POST, PUT"
 _HEADERS = "authorization, content-type, graphql-preflight, apollo-require-preflight"
 # Beside those that every page may read (fetch.spec.whatwg.org, CORS-safelisted response-header name).
-_EXPOSED = "Retry-After, Content-Disposition"
+_EXPOSED = "Retry-After, Content-Disposition, X-Request-Id"
 _MAX_AGE_SECONDS = "600"
 
 

@@ -153,7 +153,7 @@ async def test_a_page_reads_that_something_is_broken(fronted: Server, monkeypatc
 
     for route in fronted.application.web.router.routes():
         if isinstance(health := getattr(route.handler, "__self__", None), Health):
-            monkeypatch.setattr(health, "_is_ready", broken)
+            monkeypatch.setattr(health, "_parts", broken)
     async with connect(fronted.address) as nobody:
         for origin in (ALLOWED[0], "https://evil.example.com"):
             async with nobody.http.get(fronted.address + "/readyz", headers={"Origin": origin}) as response:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.parts import (
+    DeltaKind,
     Part,
     ReasoningPart,
     SourcePart,
@@ -20,7 +21,17 @@ from models.parts import (
     parts_length,
     parts_to_json,
 )
-from streams.buffer import MAX_DELTA_CHARS, ContentEvent, Delta, PartAdded, StreamBuffer, join_parts, parts_of, replay
+from streams.buffer import (
+    _JOIN_ENTRIES,
+    MAX_DELTA_CHARS,
+    ContentEvent,
+    Delta,
+    PartAdded,
+    StreamBuffer,
+    join_parts,
+    parts_of,
+    replay,
+)
 from streams.cursor import (
     CursorAheadError,
     ForeignCursorError,
@@ -278,3 +289,15 @@ def test_a_cursor_has_one_spelling_and_names_its_message() -> None:
 
 def test_a_tool_part_is_one_long() -> None:
     assert parts_length([TextPart("ab"), ToolPart("i", "n"), ReasoningPart("c")]) == 4
+
+
+@given(st.lists(st.sampled_from(["TEXT", "REASONING"]), max_size=1_500))
+def test_every_append_is_counted_however_entries_are_joined(kinds: list[DeltaKind]) -> None:
+    buffer = StreamBuffer(uuid4(), uuid4())
+    for kind in kinds:
+        buffer.append_text(kind, "x")
+    for _ in range(2 * _JOIN_ENTRIES):
+        buffer.append_text("TEXT", "y")
+    assert buffer.appends == len(kinds) + 2 * _JOIN_ENTRIES
+    assert buffer.begun_at is not None
+    assert buffer.begun_at <= buffer.timed_at
