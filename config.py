@@ -240,6 +240,9 @@ def _setting(env: str, parse: Callable[[str], Any], default: Any, why: str, *, s
     return field(default=default, repr=not secret, metadata=metadata)
 
 
+VENDORS = ("openai", "anthropic", "google", "groq", "openrouter")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one server process. Secrets are left out of `repr`."""
@@ -645,6 +648,12 @@ class Settings:
         4_096,
         "Most tokens of one answer, where there is a budget: so many are reserved before it begins, or what is left.",
     )
+
+    @property
+    def vendor_keys(self) -> dict[str, str]:
+        """The keys for the vendors that the server knows by itself, by the vendors' names."""
+        keys = {vendor: getattr(self, f"{vendor}_api_key") for vendor in VENDORS}
+        return {vendor: key for vendor, key in keys.items() if key is not None}
 
 
 def load(environ: Mapping[str, str]) -> Settings:

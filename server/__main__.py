@@ -34,14 +34,23 @@ def main() -> int:
 
             print(build_schema().as_str())
         case "demo":
-            from server.demo import run_demo
-
-            return asyncio.run(run_demo(arguments.url, arguments.model))
+            return _run_demo(arguments)
         case "migrate" | "backfill" | "seed":
             return _run_command(arguments)
         case _:
             return _serve()
     return 0
+
+
+def _run_demo(arguments: Namespace) -> int:
+    from server.demo import run_demo
+
+    try:
+        keys = load(os.environ).vendor_keys
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return asyncio.run(run_demo(arguments.url, arguments.model, keys))
 
 
 def _run_command(arguments: Namespace) -> int:

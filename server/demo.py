@@ -1,9 +1,14 @@
-"""`make demo`: a question to a running server, its answer as it streams, a cut in the middle, the rest, the proof."""
+"""`make demo`: a question to a running server, its answer as it streams, a cut in the middle, the rest, the proof.
+
+With a vendor's key in the environment (`OPENAI_API_KEY` and its like) the demo enters it as its own user's and asks the
+real vendor: the server needs no key for that. It takes the key back at the end.
+"""
 
 from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -26,6 +31,8 @@ subscription Read($messageId: ID!, $after: Cursor) {
   }
 }
 """
+_SET_KEY = "mutation Enter($input: SetProviderKeyInput!) { setProviderKey(input: $input) { __typename } }"
+_DELETE_KEY = "mutation Forget($input: DeleteProviderKeyInput!) { deleteProviderKey(input: $input) { __typename } }"
 _QUESTION = "What is a resumable stream?"
 _CUT_AFTER_CHARS = 250
 _DEADLINE = aiohttp.ClientTimeout(total=300)
@@ -35,11 +42,22 @@ class DemoError(Exception):
     """The server answered something else than the demo needs."""
 
 
-async def run_demo(url: str, model: str | None) -> int:
-    """Run the demo against the server at `url`; 0 where everything was proved."""
+async def run_demo(url: str, model: str | None, keys: Mapping[str, str]) -> int:
+    """Run the demo against the server at `url`; 0 where everything was proved.
+
+    Args:
+        keys: by the name of their provider; the first model that they lead to is asked, unless one is named.
+    """
     try:
         async with aiohttp.ClientSession(timeout=_DEADLINE) as http:
-            return await _demo(http, url, model)
+            session = (await _post(http, url, None, _SESSION))["startAnonymousSession"]
+            _say(f"1. A new anonymous session: {session['viewer']['id']}")
+            try:
+                own = await _enter(http, url, session["token"], keys)
+                return await _demo(http, url, session["token"], model or own)
+            finally:
+                for provider in keys:
+                    await _post(http, url, session["token"], _DELETE_KEY, {"input": {"provider": provider}})
     except aiohttp.ClientConnectionError:
         print(f"No server answers at {url}. Start one with: make run", file=sys.stderr)
     except DemoError as error:
@@ -47,18 +65,30 @@ async def run_demo(url: str, model: str | None) -> int:
     return 1
 
 
-async def _demo(http: aiohttp.ClientSession, url: str, model: str | None) -> int:
-    session = (await _post(http, url, None, _SESSION))["startAnonymousSession"]
-    _say(f"1. A new anonymous session: {session['viewer']['id']}")
+async def _enter(http: aiohttp.ClientSession, url: str, token: str, keys: Mapping[str, str]) -> str | None:
+    """Enter keys as the session's own; the first model that they lead to."""
+    for provider, key in keys.items():
+        await _post(http, url, token, _SET_KEY, {"input": {"provider": provider, "key": key}})
+    if not keys:
+        return None
+    models = (await _post(http, url, token, "{ models { id name provider ownKey } }"))["models"]
+    own = next((model for model in models if model["ownKey"]), None)
+    if own is None:
+        raise DemoError("The keys in the environment lead to no model of this server.")
+    _say(f"   with a key for {', '.join(keys)}: {own['name']} through {own['provider']}")
+    return str(own["id"])
+
+
+async def _demo(http: aiohttp.ClientSession, url: str, token: str, model: str | None) -> int:
     asked = {"idempotencyKey": str(uuid.uuid4()), "text": _QUESTION, "modelId": model}
-    turn = (await _post(http, url, session["token"], _SEND, {"input": asked}))["sendMessage"]
+    turn = (await _post(http, url, token, _SEND, {"input": asked}))["sendMessage"]
     message_id = turn["assistantMessage"]["id"]
     _say(f"2. Asked “{_QUESTION}”; {turn['assistantMessage']['model']['name']} answers as {message_id}\n")
 
-    before, cursor, _ = await _read(http, url, session["token"], message_id, None, cut_after=_CUT_AFTER_CHARS)
+    before, cursor, _ = await _read(http, url, token, message_id, None, cut_after=_CUT_AFTER_CHARS)
     _say(f"\n\n3. ✂ connection cut after {len(before)} characters; the answer goes on without us")
     _say(f"4. A new connection, with after: {cursor}\n")
-    rest, _, ended = await _read(http, url, session["token"], message_id, cursor)
+    rest, _, ended = await _read(http, url, token, message_id, cursor)
     if ended is None:
         raise DemoError("The stream ended without MessageEnded.")
     message = ended["message"]

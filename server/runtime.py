@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 from aiohttp import web
 
-from config import Settings, SettingsError
+from config import VENDORS, Settings, SettingsError
 from graph.context import Services
 from models.database import Database, DatabaseUnavailableError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -91,7 +91,6 @@ _CHANNEL_PATIENCE_SECONDS = 5.0
 _DRAINING = "draining"
 _OUT_OF_REACH = "out of reach"
 _NOT_ALONE = "another server uses this database, and BROADCAST_URL=memory:// allows one only"
-_VENDORS = ("openai", "anthropic", "google", "groq", "openrouter")
 
 
 class Server:
@@ -383,14 +382,13 @@ class Server:
         if unknown := given.keys() - catalog.providers.keys():
             raise SettingsError(f"PROVIDER_API_KEYS: there is no provider {min(unknown)!r}")
         keys |= given
-        own = {name: getattr(settings, f"{name}_api_key") for name in _VENDORS}
-        keys |= {name: key for name, key in own.items() if key is not None}
+        keys |= settings.vendor_keys
         operators: dict[str, Provider] = {}
         for name, key in keys.items():
             try:
                 operators[name] = endpoints.connect(catalog.providers[name], key)
             except ValueError as error:
-                source = f"{name.upper()}_BASE_URL or {name.upper()}_API_KEY" if name in _VENDORS else "MODELS_FILE"
+                source = f"{name.upper()}_BASE_URL or {name.upper()}_API_KEY" if name in VENDORS else "MODELS_FILE"
                 raise SettingsError(f"{source}: {error}") from error
             self._stack.push_async_callback(operators[name].close)
         return operators

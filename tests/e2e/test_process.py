@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import orjson
 import psutil
 import pytest
@@ -19,6 +21,7 @@ import pytest
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database
 from tests.process import ROOT, ServerProcess
+from tests.vendor_server import VendorServer, Wire
 
 SCRIPTS = {
     "steady": {"wordsPerSecond": 200, "steps": [{"text": " ".join(f"word{n}" for n in range(4_000))}]},
@@ -333,6 +336,39 @@ async def test_what_has_not_ended_is_interrupted_with_its_text(environment: dict
 def _merged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a reader gets at once for these events of one text part."""
     return [events[-2] | {"text": text_of(events)}, events[-1]]
+
+
+async def test_the_demo_with_a_key_asks_the_vendor_and_takes_the_key_back(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        for n in range(100):
+            await wire.event({"choices": [{"delta": {"content": f"real word {n} "}}]})
+        await wire.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        await wire.end()
+
+    async with VendorServer(answer) as vendor:
+        models = tmp_path / "models.toml"
+        models.write_text(f'[providers.openai]\nbase_url = "{vendor.base_url}"\n')
+        async with running(environment, MODELS_FILE=str(models)) as server:
+            demo = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "server", "demo", "--url", server.address + "/graphql"),
+                cwd=ROOT,
+                env={**os.environ, "OPENAI_API_KEY": "sk-of-the-demo"},
+                stdout=asyncio.subprocess.PIPE,
+            )
+            async with asyncio.timeout(60):
+                output, _ = await demo.communicate()
+            connection = await asyncpg.connect(environment["DATABASE_URL"])
+            try:
+                assert await connection.fetchval("SELECT count(*) FROM provider_keys") == 0
+            finally:
+                await connection.close()
+    assert demo.returncode == 0, output
+    assert "equal to the letter" in output.decode()
+    assert "sk-of-the-demo" not in output.decode() + server.output
+    assert vendor.requests[0].headers["authorization"] == "Bearer sk-of-the-demo"
 
 
 async def test_the_demo_proves_the_answer_whole_and_says_so(environment: dict[str, str]) -> None:
