@@ -2,7 +2,7 @@
 
 Every row reads the same answers of both wire formats. "Bare" is `orjson.loads` of each event's data and nothing else.
 Over the socket, the vendor is a process of its own that sends as fast as is read, and only the reader's CPU counts. The
-last row is Anthropic's own client, which makes typed objects.
+last row is the vendors' own clients, which make typed objects.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 
 import aiohttp
 import anthropic
+import openai
 import orjson
 
 from providers.anthropic import AnthropicProvider
@@ -162,6 +163,17 @@ def _client_of_anthropic(client: anthropic.AsyncAnthropic) -> Callable[[], Await
     return read
 
 
+def _client_of_openai(client: openai.AsyncOpenAI) -> Callable[[], Awaitable[None]]:
+    async def read() -> None:
+        chunks = await client.chat.completions.create(
+            model="bench", stream=True, messages=[{"role": "user", "content": "Go"}]
+        )
+        async for _ in chunks:
+            pass
+
+    return read
+
+
 async def _measure(session: aiohttp.ClientSession, port: int) -> None:
     base_url = f"http://127.0.0.1:{port}/v1"
     messages = AnthropicProvider(session=session, base_url=base_url, api_key="k", max_answer_bytes=2**30)
@@ -176,8 +188,12 @@ async def _measure(session: aiohttp.ClientSession, port: int) -> None:
     ]
     for title, readers in rows:
         print(f"| {title} | " + " | ".join([f"{await _cpu_of_event(read):.1f}" for read in readers]) + " |")
-    async with anthropic.AsyncAnthropic(api_key="k", base_url=base_url.removesuffix("/v1")) as client:
-        print(f"| Anthropic's own client over the socket | {await _cpu_of_event(_client_of_anthropic(client)):.1f} | |")
+    async with (
+        anthropic.AsyncAnthropic(api_key="k", base_url=base_url.removesuffix("/v1")) as theirs,
+        openai.AsyncOpenAI(api_key="k", base_url=base_url) as others,
+    ):
+        costs = [await _cpu_of_event(_client_of_anthropic(theirs)), await _cpu_of_event(_client_of_openai(others))]
+        print(f"| the vendor's own client over the socket | {costs[0]:.1f} | {costs[1]:.1f} |")
 
 
 async def _main(port: int) -> None:
