@@ -478,7 +478,10 @@ class Settings:
         "How often the text of running answers is saved; what `kill -9` may cost on `memory://`.",
     )
     lease_seconds: float = _setting(
-        "LEASE_SECONDS", _seconds(1, 12), 10.0, "How long a silent server keeps its streams before others end them."
+        "LEASE_SECONDS",
+        _seconds(1, 8),
+        7.0,
+        "How long a silent server keeps its streams; half as long again, and others end them.",
     )
     max_output_chars: int = _setting(
         "MAX_OUTPUT_CHARS",

@@ -505,7 +505,7 @@ class Server:
             messages=messages,
             turns=turns,
             message_stream=MessageStream(
-                self.hub, messages, self.generations, patience_seconds=settings.lease_seconds + 2 * _REAP_SECONDS
+                self.hub, messages, self.generations, patience_seconds=1.5 * settings.lease_seconds + 2 * _REAP_SECONDS
             ),
             models=models,
             projects=projects,

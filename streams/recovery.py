@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID, uuid4
 
@@ -21,16 +22,23 @@ log = logging.getLogger(__name__)
 SERVER_LOST = MessageFailure("SERVER_LOST", "The server that wrote this answer stopped. Retry to get a whole answer.")
 Sealed: TypeAlias = Callable[[UUID], Awaitable[list[Part]]]
 _BATCH = 100
+_LOOKED_AT = 10_000
+_SEALING_TRIES = 3
 
 # Raising the epoch fences the old producer: should it wake, its end finds no stream of its epoch.
 _TAKE_OVER = """
 UPDATE streams SET epoch = streams.epoch + 1, holder = $5, lease_expires_at = now() + make_interval(secs => $2)
 FROM messages
 WHERE streams.message_id IN (
-    SELECT message_id FROM streams WHERE (lease_expires_at < now() OR $3) AND message_id <> ALL($1::uuid[])
+    SELECT message_id FROM streams
+    WHERE (lease_expires_at < now() OR $3) AND message_id <> ALL($1::uuid[])
+        AND ($6::uuid[] IS NULL OR message_id = ANY($6::uuid[]))
     ORDER BY lease_expires_at LIMIT $4 FOR UPDATE SKIP LOCKED
 ) AND messages.id = streams.message_id
 RETURNING streams.message_id, streams.owner_id, streams.epoch, messages.thread_id, messages.model
+"""
+_EXPIRED = """
+SELECT message_id, lease_expires_at FROM streams WHERE lease_expires_at < now() ORDER BY lease_expires_at LIMIT $1
 """
 _CHECKPOINTS = "SELECT parts FROM stream_checkpoints WHERE stream_id = $1 ORDER BY from_offset"
 
@@ -69,6 +77,7 @@ class Reaper:
         self._used = used
         self._sealed = sealed
         self._task: asyncio.Task[None] | None = None
+        self._expired: dict[UUID, tuple[datetime, float]] = {}
         # For metrics: streams that were taken over, answers ended so, and those that could not be.
         self.taken_over = 0
         self.ended = 0
@@ -84,11 +93,12 @@ class Reaper:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def reap(self, *, all_others: bool = False) -> list[MessageRecord]:
+    async def reap(self, *, all_others: bool = False, only: Collection[UUID] | None = None) -> list[MessageRecord]:
         """End every answer whose lease has run out, as INTERRUPTED with what was saved of it.
 
         Args:
             all_others: end those of every other process too, expired or not: right where no other can be alive.
+            only: of these messages alone.
 
         Returns:
             The messages that were ended.
@@ -98,7 +108,8 @@ class Reaper:
         while True:
             async with self._database.acquire() as connection:
                 rows = await connection.fetch(
-                    _TAKE_OVER, [*self._living(), *failed], self._lease_seconds, all_others, _BATCH, self._taker
+                    _TAKE_OVER,
+                    *([*self._living(), *failed], self._lease_seconds, all_others, _BATCH, self._taker, only),
                 )
             self.taken_over += len(rows)
             for row in rows:
@@ -127,7 +138,13 @@ class Reaper:
         parts = join_parts([parts_from_json(row["parts"]) for row in rows])
         if self._sealed is not None:
             # Sealed first and read then: what a reader was shown is in it. Checkpoints are for a log that was lost.
-            parts = max(await self._sealed(hold.message_id), parts, key=parts_length)
+            try:
+                parts = max(await self._sealed(hold.message_id), parts, key=parts_length)
+            except Exception as error:
+                # Each try raises the epoch. An answer ends though the log stays away; readers of more are told.
+                if hold.epoch <= _SEALING_TRIES:
+                    raise
+                log.warning("an answer ends without its log: %s", type(error).__name__)
         end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate(0, parts))
         record = await end_answer(self._database, hold, end)
         await self._used(hold.owner_id)
@@ -136,11 +153,29 @@ class Reaper:
             log.warning("ended an answer whose server was lost", extra={"message_id": str(hold.message_id)})
         return record
 
+    async def _dead(self) -> list[UUID]:
+        """Those whose lease ran out and was not renewed since, for longer than living writers let pass.
+
+        One look is not enough: after the database was out of reach every lease has run out, and who looks first must
+        not end what the others write. A living writer renews three times a lease.
+        """
+        now = asyncio.get_running_loop().time()
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch(_EXPIRED, _LOOKED_AT)
+        seen: dict[UUID, tuple[datetime, float]] = {}
+        for row in rows:
+            before = self._expired.get(row["message_id"])
+            is_same = before is not None and before[0] == row["lease_expires_at"]
+            seen[row["message_id"]] = before if before is not None and is_same else (row["lease_expires_at"], now)
+        self._expired = seen
+        return [key for key, (_, since) in seen.items() if now - since >= self._lease_seconds / 2]
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._every_seconds)
             try:
-                await self.reap()
+                if dead := await self._dead():
+                    await self.reap(only=dead)
             except DatabaseUnavailableError as error:
                 log.warning("the reaper waits for the database: %s", error)
             except Exception:

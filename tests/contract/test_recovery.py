@@ -27,7 +27,7 @@ from models.text import clean_json, storable_json
 from streams.buffer import StreamBuffer, replay
 from streams.ending import AnswerEnd, StreamHold, end_answer
 from streams.leases import LeaseKeeper
-from streams.recovery import SERVER_LOST, Reaper
+from streams.recovery import SERVER_LOST, Reaper, Sealed
 from tests.conftest import make_database
 
 DEADLINE_SECONDS = 30.0
@@ -131,15 +131,23 @@ async def told(user_id: UUID) -> None:
     """Nobody follows."""
 
 
-def reaper(database: Database, *, living: list[UUID] | None = None, every: float = 60.0) -> Reaper:
+def reaper(
+    database: Database,
+    *,
+    living: list[UUID] | None = None,
+    every: float = 60.0,
+    lease: float = 10.0,
+    sealed: Sealed | None = None,
+) -> Reaper:
     """A reaper of a server that writes these answers."""
     return Reaper(
         database,
         living=lambda: living or [],
         every_seconds=every,
-        lease_seconds=10,
+        lease_seconds=lease,
         prices_of={"two-words": PRICES}.get,
         used=told,
+        sealed=sealed,
     )
 
 
@@ -418,7 +426,7 @@ async def test_an_end_that_races_the_deletion_of_its_thread_never_deadlocks(data
 
 
 async def test_a_reaper_that_was_started_looks_again_and_again_until_it_is_stopped(database: Database) -> None:
-    looking = reaper(database, every=0.02)
+    looking = reaper(database, every=0.02, lease=0.2)
     looking.start()
     try:
         for _ in range(2):
@@ -426,6 +434,55 @@ async def test_a_reaper_that_was_started_looks_again_and_again_until_it_is_stopp
     finally:
         await looking.stop()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "reaper" and task is looking._task]
+
+
+async def test_a_lease_that_ran_out_while_nobody_could_renew_it_is_not_a_death(database: Database) -> None:
+    answer = await leave(database)
+    looking = reaper(database, every=0.02, lease=1.0)
+    looking.start()
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while answer.id not in looking._expired:
+                await asyncio.sleep(0.01)
+        async with database.acquire() as connection:
+            # As its writer does, back at the database like the one that looks.
+            await connection.execute(
+                "UPDATE streams SET lease_expires_at = now() + interval '1 hour' WHERE message_id = $1", answer.id
+            )
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while answer.id in looking._expired:
+                await asyncio.sleep(0.01)
+        rows = await rows_of(database, answer)
+        assert [row["status"] for row in rows["messages"]] == ["STREAMING"]
+    finally:
+        await looking.stop()
+
+
+async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without_it_at_last(database: Database) -> None:
+    tries = 0
+
+    async def sealed(message_id: UUID) -> list[Part]:
+        nonlocal tries
+        tries += 1
+        raise ConnectionError
+
+    answer = await leave(database, [TextPart("saved")])
+    for _ in range(3):
+        # Each time it is the server's for a lease; here that lease is over at once.
+        ended = await reaper(database, lease=0, sealed=sealed).reap(only=[answer.id])
+        if ended:
+            break
+    assert tries == 3
+    assert [(record.id, record.text, record.failure) for record in ended] == [(answer.id, "saved", SERVER_LOST)]
+
+
+async def test_what_was_shown_counts_more_than_what_was_saved(database: Database) -> None:
+    async def sealed(message_id: UUID) -> list[Part]:
+        return [TextPart("saved, and shown")]
+
+    answer = await leave(database, [TextPart("saved")])
+    (ended,) = await reaper(database, sealed=sealed).reap(only=[answer.id])
+    assert ended.text == "saved, and shown"
 
 
 class FailingDatabase:
@@ -454,7 +511,7 @@ async def test_a_reaper_outlives_an_outage_of_the_database(database: Database, e
     failing = FailingDatabase(database)
     failing.failures = [("before", error)] * 3
     answer = await leave(database)
-    looking = reaper(failing, every=0.02)  # type: ignore[arg-type]
+    looking = reaper(failing, every=0.02, lease=0.2)  # type: ignore[arg-type]
     looking.start()
     try:
         assert (await has_ended(database, answer)).failure == SERVER_LOST
