@@ -34,6 +34,10 @@ async def served(
     postgres_url: str, folder: Path, script: Callable[[Wire], Awaitable[None]], **settings: Any
 ) -> AsyncIterator[tuple[Client, VendorServer]]:
     """A user of a server whose only models are the vendor's."""
+    models = folder / "models.toml"
+    models.write_text(
+        '[models.gpt-test]\nabilities = ["vision", "pdf", "effort"]\nproviders = { openai = "gpt-test" }\n'
+    )
     async with VendorServer(script) as vendor:
         server = Server(
             test_settings(
@@ -42,6 +46,7 @@ async def served(
                 openai_api_key=KEY,
                 openai_base_url=vendor.base_url,
                 openai_models=("gpt-test", "gpt-title"),
+                models_file=models,
                 scripted_models=False,
                 **settings,
             )

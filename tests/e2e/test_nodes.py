@@ -101,16 +101,18 @@ async def test_a_drained_server_sends_its_readers_to_the_other(nodes: list[Serve
     async with AsyncExitStack() as stack:
         here, there = await at(stack, nodes)
         message_id = (await there.send("go", model="steady"))["assistantMessage"]["id"]
-        held, cursor = "", None
+        held, cursor, begun = "", None, asyncio.Event()
 
         async def follow() -> None:
             nonlocal held, cursor
             async with here.reading(message_id) as reading:
                 async for event in reading.events():
                     held, cursor = held + event["text"], event["cursor"]
+                    begun.set()
 
-        await read_some(here, message_id, 100)
         following = asyncio.create_task(follow())
+        async with asyncio.timeout(30):
+            await begun.wait()
         ending = asyncio.create_task(nodes[0].end(signal.SIGTERM))
         with pytest.raises(ConnectionError, match="1012"):
             await following
