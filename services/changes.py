@@ -38,8 +38,10 @@ FROM users u LEFT JOIN LATERAL (
 ) c ON true
 WHERE u.id = $1 AND u.deleted_at IS NULL ORDER BY c.id
 """
+# What is purged goes by time, and a long transaction's changes are older than its place in the feed: the last place may
+# be purged before one that stands in front of it.
 _NEWEST = """
-SELECT coalesce((SELECT max(id) FROM changes WHERE owner_id = u.id), u.changes_purged_to)
+SELECT greatest((SELECT max(id) FROM changes WHERE owner_id = u.id), u.changes_purged_to)
 FROM users u WHERE u.id = $1 AND u.deleted_at IS NULL
 """
 

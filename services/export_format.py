@@ -16,6 +16,7 @@ from uuid import UUID
 import orjson
 
 from models.parts import parts_from_json, parts_to_json
+from models.prices import MAX_PRICE
 from models.records import MessageRole, MessageStatus
 from models.text import is_storable, storable_json
 from providers.base import FailureCode
@@ -43,6 +44,8 @@ COLORS = frozenset({"GRAY", "RED", "ORANGE", "YELLOW", "GREEN", "TEAL", "BLUE", 
 ENDED = frozenset(MessageStatus) - {MessageStatus.STREAMING}
 _MAX_INT = 2**31 - 1
 _MAX_BIGINT = 2**63 - 1
+# The most that the most tokens of one answer, prompt and completion, come to.
+_MAX_COST = 2 * _MAX_INT * MAX_PRICE // 1_000_000
 _MODEL_BYTES = 4_000
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -336,6 +339,7 @@ _MODEL = Text(_MODEL_BYTES)
 _ROLE = OneOf(frozenset(MessageRole))
 _STATUS = OneOf(ENDED)
 _FLAG, _COUNT, _BIG, _TIME, _PARTS = Flag(), Count(), Count(_MAX_BIGINT), Time(), Parts()
+_PRICE = Count(MAX_PRICE)
 _CREATED, _UPDATED = Field("createdAt", "created_at", _TIME), Field("updatedAt", "updated_at", _TIME)
 
 SETTINGS = Shape(
@@ -494,10 +498,10 @@ USAGE = Shape(
         Field("reasoningTokens", "reasoning_tokens", _COUNT),
         Field("cachedTokens", "cached_tokens", _COUNT),
         Field("estimated", "estimated", _FLAG),
-        Field("promptPrice", "prompt_price", _BIG, nullable=True),
-        Field("cachedPrice", "cached_price", _BIG, nullable=True),
-        Field("completionPrice", "completion_price", _BIG, nullable=True),
-        Field("costMicros", "cost_micros", _BIG, nullable=True),
+        Field("promptPrice", "prompt_price", _PRICE, nullable=True),
+        Field("cachedPrice", "cached_price", _PRICE, nullable=True),
+        Field("completionPrice", "completion_price", _PRICE, nullable=True),
+        Field("costMicros", "cost_micros", Count(_MAX_COST), nullable=True),
         _CREATED,
     ),
 )

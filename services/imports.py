@@ -77,6 +77,9 @@ _BATCH_ROWS, _BATCH_BYTES = 1_000, 1024 * 1024
 _WRITE_BYTES = 1024 * 1024
 # Two imports of one file at the same time have this many random bits between their ids, a row.
 _ORDER_BITS, _RANDOM_BITS = 20, 54
+# The most that an account has cost in all behind an import. Sums are of 64 bits, and one that does not fit would keep
+# every later answer from its end: half of the room is left for those.
+_MAX_TOTAL_COST = 2**62
 _GONE = "The account of this token does not exist any more."
 
 _LIVING = "SELECT true FROM users WHERE id = $1 AND deleted_at IS NULL"
@@ -87,6 +90,7 @@ _DATE_FILES = """
 UPDATE attachments SET created_at = given.made_at FROM unnest($1::uuid[], $2::timestamptz[]) AS given (id, made_at)
 WHERE attachments.id = given.id AND owner_id = $3
 """
+_TOTAL_COST = "SELECT coalesce(sum(cost_micros), 0) FROM usage_quarters WHERE owner_id = $1"
 _LINK_FILES = "UPDATE attachments SET state = 'LINKED', expires_at = NULL WHERE id = ANY($1::uuid[])"
 # What the account has chosen already stays.
 _ADD_SETTINGS = """
@@ -249,14 +253,23 @@ class Imports:
                         if shape is MESSAGES and stored:
                             await _link(connection, columns, rows, stored)
                 added = await self._custom_providers.add(connection, viewer.id, providers, models)
+                if await connection.fetchval(_TOTAL_COST, viewer.id) > _MAX_TOTAL_COST:
+                    raise _too_dear()
                 # The last statement: its lock must come behind all others (see `record_change` in the migrations).
                 await connection.execute(_TELL, viewer.id)
         except asyncpg.ForeignKeyViolationError as error:
             raise UnauthenticatedError(_GONE) from error
+        except asyncpg.NumericValueOutOfRangeError as error:
+            # All values fit; it is the sums of a quarter of an hour that do not.
+            raise _too_dear() from error
         return dict(zip((CUSTOM_PROVIDERS.name, CUSTOM_MODELS.name), added, strict=True))
 
     def _too_large(self) -> PayloadTooLargeError:
         return PayloadTooLargeError(f"The file is longer than {self._max_bytes} bytes.")
+
+
+def _too_dear() -> ImportRefusedError:
+    return ImportRefusedError("What it costs in all is more than can be counted.", member=member_name(USAGE, 1))
 
 
 @dataclass(slots=True)

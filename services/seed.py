@@ -37,7 +37,7 @@ _SPOKEN = (
 _SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ro su ta ve wi xo yu za bre cli fle gri plo"
 _RARE_WORDS = 6_000
 _TOPICS = ("Work", "Research", "Recipes", "Garden", "Thesis", "House", "Music", "Travel", "Server", "Novel")
-_COLORS = ("#d97706", "#059669", "#2563eb", "#7c3aed", None)
+_COLORS = ("ORANGE", "GREEN", "BLUE", "PURPLE", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,10 @@ _COLUMNS = {
     ),
 }
 _ACTIVE_CHILD = _COLUMNS["messages"].index("active_child_id")
-_FAILED = ("PROVIDER_ERROR", "The provider of the model failed.")
+_ERRORS = {
+    "FAILED": ("PROVIDER_UNAVAILABLE", "The provider of the model failed."),
+    "INTERRUPTED": ("SERVER_LOST", "The server that wrote this answer stopped."),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +321,7 @@ class _Tree:
         row = [
             *(key, self._user.id, self.id, parent[0] if parent else None, None),
             *(depth, active, role, status, parts, model),
-            *(_FAILED if status == "FAILED" else (None, None)),
+            *_ERRORS.get(status, (None, None)),
             *(tokens or (None, None, None, None)),
             *(False, duration_ms, self.last_at, self.last_at),
         ]

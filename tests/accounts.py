@@ -364,7 +364,7 @@ class Filling:
                     reasoning_tokens=self.chance.randrange(100),
                     cached_tokens=self.chance.randrange(100),
                     estimated=self.flag(),
-                    prompt_price=self.maybe(lambda: 2**40),
+                    prompt_price=self.maybe(lambda: 10**12),
                     cached_price=None,
                     completion_price=self.maybe(lambda: 5),
                     cost_micros=self.maybe(lambda: self.chance.randrange(2**40)),

@@ -235,6 +235,32 @@ async def test_an_old_cursor_is_told_to_fetch_anew_and_goes_on_from_now(server: 
         assert (await next_change(feed))["project"]["name"] == "Second"
 
 
+async def test_a_feed_whose_last_change_is_purged_before_others_goes_on(server: Server, client: Client) -> None:
+    start = await now(client)
+    for name in ("First", "Second"):
+        await create_project(client, name)
+    last = await now(client)
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        # As by an import, which began long before the change that it was committed behind.
+        await connection.execute(
+            "UPDATE changes SET created_at = now() - interval '30 days' WHERE owner_id = $1 AND id = "
+            "(SELECT max(id) FROM changes WHERE owner_id = $1)",
+            parse_id(IdKind.USER, client.id),
+        )
+        keep = Retention(threads=None, changes=20 * 86_400, idempotency_keys=86_400)
+        await Sweeper(server.database, keep, end_live=server.generations.end_live, every_seconds=60).sweep()
+    finally:
+        await connection.close()
+    async with following(client, start) as behind, following(client, last) as up_to_date:
+        reset = await next_change(behind)
+        assert (reset["__typename"], reset["reason"], reset["cursor"]) == ("ChangesReset", "EXPIRED", last)
+        await create_project(client, "Third")
+        for feed in (behind, up_to_date):
+            change = await next_change(feed)
+            assert (change["__typename"], change["project"]["name"]) == ("ProjectChanged", "Third")
+
+
 async def test_a_change_that_nobody_rang_for_is_found_by_looking(server: Server, client: Client) -> None:
     async with following(client) as feed:
         await next_change(feed)

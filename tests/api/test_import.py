@@ -67,6 +67,21 @@ async def test_an_imported_export_exports_as_it_was(
         assert rows[0] == rows[1] != []
 
 
+@pytest.mark.parametrize("lines", [1_100, 2_200])
+async def test_costs_that_could_not_be_added_up_are_refused(
+    client: Client, connection: asyncpg.Connection, good: Contents, lines: int
+) -> None:
+    contents = copy.deepcopy(good)
+    # In one quarter of an hour, whose sum no 64 bits hold (2,200), or leave no room for what comes (1,100).
+    line = contents["usage.ndjson"][0] | {"costMicros": 2 * (2**31 - 1) * 10**6}
+    contents["usage.ndjson"] = [line | {"messageId": f"message_{number:032x}"} for number in range(lines)]
+    contents["manifest.json"][0]["counts"]["usage"] = lines
+    before = await rows_of(connection, client)
+    status, body = await upload(client, packed(contents))
+    assert (status, body["errors"][0]["extensions"]) == (400, {"code": "BAD_USER_INPUT", "field": "usage.ndjson"})
+    assert await rows_of(connection, client) == before
+
+
 async def test_files_are_taken_along_with_the_messages_that_refer_to_them(
     server: Server, client: Client, other: Client, connection: asyncpg.Connection
 ) -> None:
@@ -375,6 +390,8 @@ WRONG: dict[str, tuple[Change, str, int | None]] = {
     "too many tokens": put("usage", 1, promptTokens=2**31),
     "fewer tokens than none": put("usage", 1, promptTokens=-1),
     "a cost beyond all": put("usage", 1, costMicros=2**63),
+    "a cost that no answer has": put("usage", 1, costMicros=2**62),
+    "a price that no model has": put("usage", 1, promptPrice=10**12 + 1),
     "an unknown part": put("messages", 1, parts=[{"type": "video"}]),
     "a part without its text": put("messages", 1, parts=[{"type": "text"}]),
     "an empty text part": put("messages", 1, parts=[{"type": "text", "text": ""}]),
