@@ -75,12 +75,13 @@ class Tally:
 
     def __init__(self) -> None:
         self.passed = 0
-        self.failed = 0
+        self.failures: list[str] = []
 
     def line(self, line: str) -> None:
         """Print a line, and count it if it is a check's."""
         self.passed += line.startswith(_PASSED)
-        self.failed += line.startswith(_FAILED)
+        if line.startswith(_FAILED):
+            self.failures.append(line)
         print(line, flush=True)
 
     def check(self, name: str, why_not: str | None = None) -> None:
@@ -177,7 +178,7 @@ async def main() -> int:
     try:
         await _check_all(node, server, issuer_url, tally)
         tally.check("server: its log is without errors", server.complaint())
-        if tally.failed:
+        if tally.failures:
             print(f"\nThe end of the server's log:\n{server.log()[-4_000:]}", flush=True)
     finally:
         with contextlib.suppress(ServerError):
@@ -186,8 +187,9 @@ async def main() -> int:
             issuer.kill()
         await issuer.communicate()
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{tally.passed} passed, {tally.failed} failed", flush=True)
-    return 1 if tally.failed else 0
+    # Once more at the end: it is all that is left of a long output in some places.
+    print("", *tally.failures, f"{tally.passed} passed, {len(tally.failures)} failed", sep="\n", flush=True)
+    return 1 if tally.failures else 0
 
 
 async def _start_issuer(node: str) -> tuple[Process, str]:
