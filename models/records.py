@@ -144,6 +144,7 @@ class MessageRecord:
     failure: MessageFailure | None
     tokens: MessageTokens | None
     duration_ms: int | None
+    attempt: int
     created_at: datetime
     updated_at: datetime
 
@@ -190,6 +191,7 @@ class MessageRecord:
             failure=failure,
             tokens=tokens,
             duration_ms=row["duration_ms"],
+            attempt=row["attempt"],
             created_at=row["created_at"],
             updated_at=row["updated_at"],
         )
@@ -197,8 +199,8 @@ class MessageRecord:
 
 MESSAGE_COLUMNS_BUT_PARTS = (
     "id, owner_id, thread_id, parent_id, depth, role, status, model, error_code, error_message, error_retry_after, "
-    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, tokens_estimated, duration_ms, created_at, "
-    "updated_at"
+    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, tokens_estimated, duration_ms, attempt, "
+    "created_at, updated_at"
 )
 MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"
 

@@ -135,6 +135,8 @@ class Message(Model):
     cached_tokens = fields.IntField(null=True)
     tokens_estimated = fields.BooleanField(db_default=False)
     duration_ms = fields.IntField(null=True)
+    # Of an answer: which attempt to write it this is. It grows where a server was lost before anything had come.
+    attempt = fields.SmallIntField(db_default=1)
     created_at = fields.DatetimeField(db_default=Now())
     updated_at = fields.DatetimeField(db_default=Now())
 
@@ -171,6 +173,9 @@ class Stream(Model):
     # What the turn may consume at most, held against its owner's budget until it ends.
     reserved_tokens = fields.BigIntField(db_default=0)
     reserved_cost_micros = fields.BigIntField(db_default=0)
+    # What its model was asked with, so that another server can ask again.
+    reasoning_effort = fields.TextField(null=True)
+    answer_tokens = fields.BigIntField(null=True)
     lease_expires_at = fields.DatetimeField(db_index=True)
     created_at = fields.DatetimeField(db_default=Now())
 

@@ -132,6 +132,7 @@ class ServerCollector(Collector):
         yield _histogram("answer_first_piece_seconds", first, [], [((), counts.first_seconds)])
         yield _counters("tokens", "Tokens consumed by answers.", ["kind"], _by_one(counts.tokens))
         yield _counter("reaper_take_overs", "Streams taken from servers whose lease ran out.", reaper.taken_over)
+        yield _counter("reaper_restarts", "Answers begun anew of which nothing had come.", reaper.restarted)
         yield _counter("reaper_ends", "Answers ended for servers that were lost.", reaper.ended)
         yield _counter("reaper_failures", "Answers that the reaper could not end; it tries again.", reaper.failed)
         yield _counters(

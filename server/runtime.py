@@ -211,10 +211,8 @@ class Server:
             prices_of=registry.prices_of,
             used=self.wakeups.ring,
             sealed=sealed,
+            restart=lambda hold: self.turns.restart(hold),
         )
-        if not self._is_shared:
-            # Nobody else can be alive on this database: what is live in it was lost with the process before.
-            await reaper.reap(all_others=True)
         titles = self.titles = Titles(self.database, models, self.wakeups, settings.title_model)
         stack.push_async_callback(titles.close)
         self.sweeper = Sweeper(
@@ -230,8 +228,6 @@ class Server:
         )
         self.leases.start()
         stack.push_async_callback(self.leases.stop)
-        reaper.start()
-        stack.push_async_callback(reaper.stop)
         background = BackgroundBackfills(self.database, backfills(vault))
         background.start()
         stack.push_async_callback(background.stop)
@@ -242,7 +238,13 @@ class Server:
             if isinstance(issuer.keys, KeySet):
                 issuer.keys.start()
                 stack.push_async_callback(issuer.keys.stop)
-        await self._serve(self._services(models, titles, trusted, attachments, storage), storage, ingest)
+        services = self._services(models, titles, trusted, attachments, storage)
+        if not self._is_shared:
+            # Nobody else can be alive on this database: what is live in it was lost with the process before.
+            await reaper.reap(all_others=True)
+        reaper.start()
+        stack.push_async_callback(reaper.stop)
+        await self._serve(services, storage, ingest)
 
     @property
     def _is_shared(self) -> bool:
@@ -279,8 +281,8 @@ class Server:
         hub.start()
         stack.push_async_callback(hub.stop)
 
-        async def sealed(message_id: UUID) -> list[Part]:
-            return await token_log.sealed(LogName(message_id))
+        async def sealed(message_id: UUID, attempt: int) -> list[Part]:
+            return await token_log.sealed(LogName(message_id, attempt))
 
         return hub, channel, sealed
 
@@ -465,7 +467,7 @@ class Server:
         )
         identities = Identities(self.database, sessions, trusted)
         messages = Messages(self.database)
-        turns = Turns(
+        turns = self.turns = Turns(
             self.database,
             self.hub,
             self.leases,

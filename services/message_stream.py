@@ -63,7 +63,7 @@ class MessageStream:
             UnavailableError: the message is live, but nobody writes it and nobody has ended it in time.
         """
         position = _position(message_id, after)
-        offset = position.offset
+        offset, attempt = position.offset, position.attempt
         log_note(message_id=message_id)
         self.begun["start" if after is None else "resume"] += 1
         self.readers += 1
@@ -73,12 +73,26 @@ class MessageStream:
                 if buffer is None or buffer.owner_id != viewer.id:
                     found = await self._stored_or_live(viewer, message_id)
                     if isinstance(found, MessageRecord):
-                        for event in _replay(found, StreamPosition(message_id, offset, position.ended)):
+                        for event in _replay(found, StreamPosition(message_id, offset, position.ended, attempt)):
                             self.delivered += 1
                             self.resets += type(event) is Reset
                             yield event
                         return
                     buffer = found
+                if attempt is not None and attempt != buffer.attempt and (offset or position.ended):
+                    # What the reader has was lost before any of it was saved, and the answer was begun anew.
+                    record = await self._find(viewer, message_id)
+                    if attempt > record.attempt:
+                        raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+                    if record.ended or record.attempt != buffer.attempt:
+                        # The buffer is an old one, and will be closed in a moment.
+                        await asyncio.sleep(_POLL_SECONDS)
+                        continue
+                    offset, position = 0, StreamPosition(message_id, 0)
+                    self.delivered += 1
+                    self.resets += 1
+                    yield Reset(f"{cursor_prefix(message_id, buffer.attempt)}0", record)
+                attempt = buffer.attempt
                 if position.ended or offset > buffer.length:
                     if not await self._caught_up(buffer, position):
                         raise CursorAheadError("This cursor is ahead of the stream.", field="after")
@@ -180,17 +194,19 @@ def _position(message_id: UUID, after: str | None) -> StreamPosition:
 
 
 def _replay(record: MessageRecord, position: StreamPosition) -> list[StreamEvent]:
-    length = parts_length(record.parts)
-    ended = Ended(end_cursor(record.id, length), record)
-    if position.offset > length or (position.ended and position.offset != length):
-        if (
+    length, attempt = parts_length(record.parts), record.attempt
+    ended = Ended(end_cursor(record.id, length, attempt), record)
+    read = attempt if position.attempt is None or not (position.offset or position.ended) else position.attempt
+    if read != attempt or position.offset > length or (position.ended and position.offset != length):
+        if read < attempt or (
             record.status is MessageStatus.INTERRUPTED
             and record.failure is not None
             and (record.failure.code == SERVER_LOST.code)
         ):
-            # The last moments before a server died are gone with it; what the reader holds is more than there is.
-            return [Reset(f"{cursor_prefix(record.id)}{length}", record), ended]
+            # The last moments before a server died are gone with it; what the reader holds is more than there is, or
+            # what came before the answer was begun anew.
+            return [Reset(f"{cursor_prefix(record.id, attempt)}{length}", record), ended]
         raise CursorAheadError("This cursor is ahead of the stream.", field="after")
     if position.ended:
         return []
-    return [*streams_buffer.replay(record.id, record.parts, position.offset), ended]
+    return [*streams_buffer.replay(record.id, record.parts, position.offset, attempt), ended]

@@ -66,7 +66,13 @@ class Models:
             ModelUnavailableError: it is not offered, or no model is.
             ProviderKeyMissingError: it is, but no key leads to it.
         """
-        own = await self._read_own(connection, viewer.id)
+        return await self.resolve_for(connection, viewer.id, model_id)
+
+    async def resolve_for(
+        self, connection: Connection, owner_id: UUID, model_id: str | None
+    ) -> tuple[ModelRecord, Provider]:
+        """As `resolve`, for a user who is not asking now."""
+        own = await self._read_own(connection, owner_id)
         try:
             return self.registry.resolve(model_id, own)
         except UnknownModelError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -31,7 +31,9 @@ from services.budgets import Budgets, Reservation
 from services.errors import (
     BadUserInputError,
     ConflictError,
+    ModelUnavailableError,
     NotFoundError,
+    ProviderKeyMissingError,
     ThreadBusyError,
     UnauthenticatedError,
     UnavailableError,
@@ -44,6 +46,7 @@ from services.models import Models
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
 from storage.base import Storage
+from streams.buffer import StreamBuffer
 from streams.ending import StreamHold
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
@@ -112,14 +115,23 @@ WITH parent AS (
         updated_at)
     VALUES ($1, $2, $3, $4, $5, true, 'ASSISTANT', 'STREAMING', '[]', $6, now(), now())
 ), stream AS (
-    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reserved_tokens, reserved_cost_micros)
-    VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8), $9, $10)
+    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reserved_tokens, reserved_cost_micros,
+        reasoning_effort, answer_tokens)
+    VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8), $9, $10, $12, $13)
 )
 UPDATE threads SET updated_at = now(), expires_at = CASE
     WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $11)) ELSE expires_at
 END
 WHERE id = $3 RETURNING {THREAD_COLUMNS}
 """  # noqa: S608
+_BEGIN_ANEW = """
+WITH stream AS (
+    UPDATE streams SET holder = $4, lease_expires_at = now() + make_interval(secs => $5)
+    WHERE message_id = $1 AND epoch = $2 RETURNING reasoning_effort, answer_tokens
+)
+UPDATE messages SET attempt = messages.attempt + 1 FROM stream WHERE messages.id = $1 AND messages.attempt = $3
+RETURNING parent_id, reasoning_effort, answer_tokens
+"""
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 
 
@@ -161,6 +173,15 @@ class _NewTurn:
     answer_id: UUID
     model: ModelRecord
     provider: Provider
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a model is asked, and with what; `answer_tokens` is what a budget leaves."""
+
+    question_id: UUID
+    effort: ReasoningEffort | None
+    answer_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +399,7 @@ class Turns:
             _ADD_ANSWER,
             *(new.answer_id, owner_id, new.thread_id, new.user_message_id, depth, new.model.id),
             *(self._leases.holder, self._leases.lease_seconds, reservation.tokens, reservation.cost_micros),
-            self._temporary_seconds,
+            *(self._temporary_seconds, new.request.reasoning_effort, reservation.answer_tokens),
         )
         return _Written(ThreadRecord.from_row(row), reservation)
 
@@ -405,7 +426,9 @@ class Turns:
                     return await self._repeat(connection, new)
                 written: _Written = await write(connection)
                 rows = await connection.fetch(_FIND, [new.user_message_id, new.answer_id], new.viewer.id)
-            self._start(new, buffer, written.reservation)
+            hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
+            asked = _Asked(new.user_message_id, new.request.reasoning_effort, written.reservation.answer_tokens)
+            self._start(hold, buffer, asked, new.model, new.provider)
             started = True
         except asyncpg.UniqueViolationError as error:
             # The index that allows one live answer a thread; the lock makes it all but impossible to meet.
@@ -419,25 +442,65 @@ class Turns:
         by_id = {row["id"]: MessageRecord.from_row(row) for row in rows}
         return Turn(written.thread, by_id[new.user_message_id], by_id[new.answer_id])
 
-    def _start(self, new: _NewTurn, buffer: Any, reservation: Reservation) -> None:
+    async def restart(self, hold: StreamHold) -> bool:
+        """Begin an answer anew of which nothing had come when its server was lost, in the place of the caller's hold.
+
+        What it was asked with is as it was: model, effort, what the budget leaves. The keys that lead to the model are
+        looked up anew.
+
+        Returns:
+            False where it cannot be begun here (any more): this server is shutting down, no key leads to the model, or
+            the hold was lost.
+
+        Raises:
+            DatabaseUnavailableError: try again with another hold.
+        """
+        if self._generations.draining:
+            return False
+        return await self._own(self._restart(hold))
+
+    async def _restart(self, hold: StreamHold) -> bool:
+        attempt = hold.attempt + 1
+        buffer = self._hub.open(hold.message_id, hold.owner_id, attempt)
+        started = False
+        try:
+            async with self._database.transaction() as connection:
+                values = (hold.message_id, hold.epoch, hold.attempt, self._leases.holder, self._leases.lease_seconds)
+                row = await connection.fetchrow(_BEGIN_ANEW, *values)
+                if row is None:
+                    return False
+                model, provider = await self._models.resolve_for(connection, hold.owner_id, hold.model)
+            asked = _Asked(row["parent_id"], row["reasoning_effort"], row["answer_tokens"])
+            hold = replace(hold, model=model.id, prices=model.prices, attempt=attempt)
+            self._start(hold, buffer, asked, model, provider)
+            started = True
+        except (ModelUnavailableError, ProviderKeyMissingError):
+            return False
+        finally:
+            if not started:
+                self._hub.remove(hold.message_id)
+                buffer.close()
+        return True
+
+    def _start(
+        self, hold: StreamHold, buffer: StreamBuffer, asked: _Asked, model: ModelRecord, provider: Provider
+    ) -> None:
         # Left out where the model knows none: vendors refuse what they do not know.
-        knows_effort = new.model.can(Ability.EFFORT, unless_known=True)
-        effort = new.request.reasoning_effort if knows_effort else None
+        effort = asked.effort if model.can(Ability.EFFORT, unless_known=True) else None
 
         async def request() -> GenerationRequest:
-            limits = self._prompt_limits(new.model)
-            prompt = await history(self._database, self._storage, new.user_message_id, limits)
+            limits = self._prompt_limits(model)
+            prompt = await history(self._database, self._storage, asked.question_id, limits)
             return GenerationRequest(
-                new.model.vendor_name,
+                model.vendor_name,
                 prompt.messages,
                 effort,
-                max_output_tokens=reservation.answer_tokens,
-                image_output=new.model.can(Ability.IMAGE_OUTPUT),
+                max_output_tokens=asked.answer_tokens,
+                image_output=model.can(Ability.IMAGE_OUTPUT),
                 prompt_tokens=prompt.tokens,
             )
 
-        hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
-        self._generations.start(hold, buffer, request, new.provider)
+        self._generations.start(hold, buffer, request, provider)
 
     def _prompt_limits(self, model: ModelRecord) -> PromptLimits:
         """What a model takes. One of which nobody said that it can see is shown neither images nor PDFs: most that

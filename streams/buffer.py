@@ -68,15 +68,16 @@ StreamEvent: TypeAlias = Delta | PartAdded | Reset | Ended
 
 
 class StreamBuffer:
-    """The shared buffer of one answer in one process. One producer, any number of readers.
+    """The shared buffer of one attempt to write an answer, in one process. One producer, any number of readers.
 
     Ended by its producer with `end`; readers are then given the stored message. `closed` without a message means that
     the message is gone or belongs to another producer now: readers look it up anew.
     """
 
-    def __init__(self, message_id: UUID, owner_id: UUID) -> None:
+    def __init__(self, message_id: UUID, owner_id: UUID, attempt: int = 1) -> None:
         self.message_id = message_id
         self.owner_id = owner_id
+        self.attempt = attempt
         self.length = 0
         self.closed = False
         self.ended: Ended | None = None
@@ -84,7 +85,7 @@ class StreamBuffer:
         self.begun_at: float | None = None
         self.timed_length = -1
         self.timed_at = 0.0
-        self._prefix = cursor_prefix(message_id)
+        self._prefix = cursor_prefix(message_id, attempt)
         self._entries: list[ContentEvent] = []
         self._starts: list[int] = []
         self._part_index = -1
@@ -149,7 +150,7 @@ class StreamBuffer:
 
     def end(self, message: MessageRecord) -> None:
         """Give readers the stored message; nothing may be appended after."""
-        self.ended = Ended(end_cursor(self.message_id, self.length), message)
+        self.ended = Ended(end_cursor(self.message_id, self.length, self.attempt), message)
         self.close()
 
     def close(self) -> None:
@@ -253,13 +254,13 @@ def split_text(prefix: str, start: int, part_index: int, kind: DeltaKind, text: 
         yield Delta(f"{prefix}{start + at + len(piece)}", part_index, kind, piece)
 
 
-def replay(message_id: UUID, parts: list[Part], offset: int) -> Iterator[ContentEvent]:
+def replay(message_id: UUID, parts: list[Part], offset: int, attempt: int = 1) -> Iterator[ContentEvent]:
     """What follows an offset of a stored message: the same events that a live buffer of these parts would give.
 
     Raises:
         CursorAheadError: the offset lies behind the end.
     """
-    prefix = cursor_prefix(message_id)
+    prefix = cursor_prefix(message_id, attempt)
     start = 0
     for index, part in enumerate(parts):
         end = start + part_length(part)

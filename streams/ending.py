@@ -52,7 +52,7 @@ SELECT {MESSAGE_COLUMNS_BUT_PARTS} FROM ended
 """  # noqa: S608 - only column names are put in
 
 _FIND_WRITTEN = f"""
-SELECT {MESSAGE_COLUMNS}, (SELECT 1 FROM streams WHERE message_id = messages.id) AS attempt
+SELECT {MESSAGE_COLUMNS}, EXISTS (SELECT FROM streams WHERE message_id = messages.id) AS is_written
 FROM messages WHERE id = ANY($1::uuid[])
 """  # noqa: S608 - only column names are put in
 
@@ -71,7 +71,10 @@ class AnswerEnd:
 
 @dataclass(frozen=True, slots=True)
 class StreamHold:
-    """The right to write one stream: `epoch` is the one under which it was taken, `prices` what its model costs."""
+    """The right to write one stream: `epoch` is the one under which it was taken, `prices` what its model costs.
+
+    `attempt` counts from 1 how often the answer was begun.
+    """
 
     message_id: UUID
     thread_id: UUID
@@ -79,6 +82,7 @@ class StreamHold:
     epoch: int
     model: str
     prices: ModelPrices | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,9 @@ async def find_written(database: Database, ids: Sequence[UUID]) -> dict[UUID, Wr
     """
     async with database.acquire() as connection:
         rows = await connection.fetch(_FIND_WRITTEN, ids)
-    return {row["id"]: Written(MessageRecord.from_row(row), row["attempt"]) for row in rows}
+    return {
+        row["id"]: Written(MessageRecord.from_row(row), row["attempt"] if row["is_written"] else None) for row in rows
+    }
 
 
 async def end_answer(database: Database, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:

@@ -29,7 +29,7 @@ class Hub:
         Open it before the message can be seen by anyone, or an early reader would miss it.
         """
         assert message_id not in self._buffers, "a message is produced once"
-        buffer = self._buffers[message_id] = StreamBuffer(message_id, owner_id)
+        buffer = self._buffers[message_id] = StreamBuffer(message_id, owner_id, attempt)
         return buffer
 
     def get(self, message_id: UUID) -> StreamBuffer | None:

@@ -1,4 +1,4 @@
-"""Ends the answers of dead servers: found by their lease, taken over, folded from their checkpoints, finished once."""
+"""Takes over the answers of dead servers, found by their lease: ended once with what was saved, or begun anew."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from streams.tokens import estimate
 log = logging.getLogger(__name__)
 
 SERVER_LOST = MessageFailure("SERVER_LOST", "The server that wrote this answer stopped. Retry to get a whole answer.")
-Sealed: TypeAlias = Callable[[UUID], Awaitable[list[Part]]]
+Sealed: TypeAlias = Callable[[UUID, int], Awaitable[list[Part]]]
+Restart: TypeAlias = Callable[[StreamHold], Awaitable[bool]]
 _BATCH = 100
 _LOOKED_AT = 10_000
 _SEALING_TRIES = 3
+# In all. A question that takes every server down that answers it must not take down all of them.
+MAX_ATTEMPTS = 3
+# Of an older question, nobody waits for the answer any more.
+_RESTARTED_SECONDS = 600
 
 # Raising the epoch fences the old producer: should it wake, its end finds no stream of its epoch.
 _TAKE_OVER = """
@@ -35,7 +40,8 @@ WHERE streams.message_id IN (
         AND ($6::uuid[] IS NULL OR message_id = ANY($6::uuid[]))
     ORDER BY lease_expires_at LIMIT $4 FOR UPDATE SKIP LOCKED
 ) AND messages.id = streams.message_id
-RETURNING streams.message_id, streams.owner_id, streams.epoch, messages.thread_id, messages.model
+RETURNING streams.message_id, streams.owner_id, streams.epoch, messages.thread_id, messages.model, messages.attempt,
+    messages.attempt < $7 AND messages.created_at > now() - make_interval(secs => $8) AS can_restart
 """
 _EXPIRED = """
 SELECT message_id, lease_expires_at FROM streams WHERE lease_expires_at < now() ORDER BY lease_expires_at LIMIT $1
@@ -53,8 +59,9 @@ class Reaper:
         prices_of: what a model costs now. An answer whose server died is billed by the prices of the server that ends
             it: they are the operator's at most a lease and a start later, and the stream need not carry them.
         used: told the user after each end that is stored; must not fail.
-        sealed: what the shared token log has of an answer that was taken over, after which its writer can append no
-            more; None where streams are not shared.
+        sealed: what the shared token log has of an attempt at an answer that was taken over, after which its writer can
+            append no more; None where streams are not shared.
+        restart: begins an answer anew of which nothing had come; whether it did.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Reaper:
         prices_of: Callable[[str], ModelPrices | None],
         used: Callable[[UUID], Awaitable[None]],
         sealed: Sealed | None = None,
+        restart: Restart | None = None,
     ) -> None:
         self._database = database
         self._living = living
@@ -76,10 +84,12 @@ class Reaper:
         self._prices_of = prices_of
         self._used = used
         self._sealed = sealed
+        self._restart = restart
         self._task: asyncio.Task[None] | None = None
         self._expired: dict[UUID, tuple[datetime, float]] = {}
-        # For metrics: streams that were taken over, answers ended so, and those that could not be.
+        # For metrics: streams that were taken over, answers begun anew, ended, and those that could not be.
         self.taken_over = 0
+        self.restarted = 0
         self.ended = 0
         self.failed = 0
 
@@ -94,7 +104,7 @@ class Reaper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def reap(self, *, all_others: bool = False, only: Collection[UUID] | None = None) -> list[MessageRecord]:
-        """End every answer whose lease has run out, as INTERRUPTED with what was saved of it.
+        """End every answer whose lease has run out, as INTERRUPTED with what was saved of it; begin anew what had none.
 
         Args:
             all_others: end those of every other process too, expired or not: right where no other can be alive.
@@ -110,15 +120,17 @@ class Reaper:
                 rows = await connection.fetch(
                     _TAKE_OVER,
                     *([*self._living(), *failed], self._lease_seconds, all_others, _BATCH, self._taker, only),
+                    *(MAX_ATTEMPTS, _RESTARTED_SECONDS),
                 )
             self.taken_over += len(rows)
             for row in rows:
                 hold = StreamHold(
                     *(row["message_id"], row["thread_id"], row["owner_id"], row["epoch"], row["model"]),
                     prices=self._prices_of(row["model"]),
+                    attempt=row["attempt"],
                 )
                 try:
-                    record = await self._finish(hold)
+                    record = await self._finish(hold, can_restart=row["can_restart"])
                 except DatabaseUnavailableError:
                     raise
                 except Exception:
@@ -132,19 +144,23 @@ class Reaper:
             if len(rows) < _BATCH:
                 return ended
 
-    async def _finish(self, hold: StreamHold) -> MessageRecord | None:
+    async def _finish(self, hold: StreamHold, *, can_restart: bool) -> MessageRecord | None:
         async with self._database.acquire() as connection:
             rows = await connection.fetch(_CHECKPOINTS, hold.message_id)
         parts = join_parts([parts_from_json(row["parts"]) for row in rows])
         if self._sealed is not None:
             # Sealed first and read then: what a reader was shown is in it. Checkpoints are for a log that was lost.
             try:
-                parts = max(await self._sealed(hold.message_id), parts, key=parts_length)
+                parts = max(await self._sealed(hold.message_id, hold.attempt), parts, key=parts_length)
             except Exception as error:
                 # Each try raises the epoch. An answer ends though the log stays away; readers of more are told.
                 if hold.epoch <= _SEALING_TRIES:
                     raise
                 log.warning("an answer ends without its log: %s", type(error).__name__)
+        if not parts and can_restart and self._restart is not None and await self._restart(hold):
+            self.restarted += 1
+            log.warning("began an answer anew whose server was lost", extra={"message_id": str(hold.message_id)})
+            return None
         end = AnswerEnd(MessageStatus.INTERRUPTED, parts, SERVER_LOST, estimate(0, parts))
         record = await end_answer(self._database, hold, end)
         await self._used(hold.owner_id)

@@ -12,6 +12,7 @@ When an answer has ended, its text is in the database, and its readers get what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import weakref
@@ -52,7 +53,7 @@ class Draft(StreamBuffer):
     """What a producer of this process has made, ahead of its log and of its readers."""
 
     def __init__(self, name: LogName, buffer: StreamBuffer, grown: Callable[[Draft], None]) -> None:
-        super().__init__(name.message_id, buffer.owner_id)
+        super().__init__(name.message_id, buffer.owner_id, name.attempt)
         self.name = name
         self.buffer = buffer
         self.logged = 0
@@ -83,7 +84,7 @@ class Followed(StreamBuffer):
     """A buffer of an answer that is written elsewhere; `sealed` when its log has nothing more to tell."""
 
     def __init__(self, name: LogName, owner_id: UUID) -> None:
-        super().__init__(name.message_id, owner_id)
+        super().__init__(name.message_id, owner_id, name.attempt)
         self.name = name
         self.sealed = False
 
@@ -140,7 +141,7 @@ class SharedHub(Hub):
 
     def open(self, message_id: UUID, owner_id: UUID, attempt: int = 1) -> StreamBuffer:
         """A draft; its readers find its buffer by `get`."""
-        buffer = super().open(message_id, owner_id)
+        buffer = super().open(message_id, owner_id, attempt)
         draft = self._drafts[message_id] = Draft(LogName(message_id, attempt), buffer, self._on_growth)
         return draft
 
@@ -380,9 +381,9 @@ class SharedHub(Hub):
                 buffer.close()
             elif written.record.ended:
                 end_buffer(buffer, written.record)
-            elif written.attempt is not None and written.attempt != buffer.name.attempt and buffer.length == 0:
-                buffer.name, buffer.sealed = LogName(message_id, written.attempt), False
-                self._to_follow.set()
+            elif written.attempt is not None and written.attempt != buffer.attempt:
+                # Begun anew: readers look for the buffer of that attempt.
+                buffer.close()
 
 
 def extend(buffer: StreamBuffer, events: Iterable[ContentEvent]) -> None:
@@ -414,10 +415,13 @@ def end_buffer(buffer: StreamBuffer, message: MessageRecord) -> None:
     """Give readers what they lack of a stored message, and its end."""
     if buffer.closed:
         return
-    try:
-        extend(buffer, list(replay(buffer.message_id, message.parts, buffer.length)))
-    except CursorAheadError:
-        # What is stored is less than what was shown. Each reader looks at the message, and is told so.
+    lacks = None
+    if message.attempt == buffer.attempt:
+        with contextlib.suppress(CursorAheadError):
+            lacks = list(replay(buffer.message_id, message.parts, buffer.length, buffer.attempt))
+    if lacks is None:
+        # What is stored is less than what was shown, or other. Each reader looks at the message, and is told so.
         buffer.close()
     else:
+        extend(buffer, lacks)
         buffer.end(message)

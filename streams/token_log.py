@@ -69,7 +69,7 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class LogName:
-    """Which log: that of an attempt to write an answer. A further attempt is made only where nothing had come."""
+    """Which log: that of an attempt to write an answer. A further attempt is made only where nothing is left of it."""
 
     message_id: UUID
     attempt: int = 1
@@ -153,7 +153,7 @@ class TokenLog:
         found: list[Entry] = []
         while True:
             rows = await self._client.xrange(name.key, f"({offset}-0", "+", count=_READ_ENTRIES)
-            found += _entries(name.message_id, rows)
+            found += _entries(name, rows)
             if len(rows) < _READ_ENTRIES:
                 return found
             offset = found[-1].offset
@@ -172,7 +172,7 @@ class TokenLog:
             if key == self._wake_key:
                 self._woken = entries[-1][0]
             else:
-                found[by_key[key]] = _entries(by_key[key].message_id, entries)
+                found[by_key[key]] = _entries(by_key[key], entries)
         return found
 
     async def probe(self) -> None:
@@ -194,8 +194,8 @@ def _pairs(rows: Any) -> Iterable[tuple[bytes, Any]]:
     return ((key, entries) for key, entries in rows or ())
 
 
-def _entries(message_id: UUID, rows: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Entry]:
-    prefix = cursor_prefix(message_id)
+def _entries(name: LogName, rows: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Entry]:
+    prefix = cursor_prefix(name.message_id, name.attempt)
     entries: list[Entry] = []
     for entry_id, fields in rows:
         offset = int(entry_id.partition(b"-")[0])

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from graph.context import Context
 from models.database import Database, DatabaseUnavailableError
-from models.ids import new_id
+from models.ids import IdKind, new_id, parse_id
 from server.metrics import ServerCollector
 from server.operations import MAX_NAMES, OTHER, UNNAMED, Operations
 from server.runtime import Server
@@ -218,16 +219,27 @@ async def test_an_answer_of_a_dead_server_is_counted_by_who_ends_it(
     await server.start()
     async with connect(server.address) as client:
         await client.sign_in()
-        await client.send("Die", model="hangs")
+        old = await client.send("Die", model="hangs")
+        new = await client.send("Die, and come back", model="hangs")
     with monkeypatch.context() as killed:
         killed.setattr("services.generation.end_answer", nothing)
         await server.close()
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "UPDATE messages SET created_at = now() - interval '1 hour' WHERE id = $1",
+        parse_id(IdKind.MESSAGE, old["assistantMessage"]["id"]),
+    )
+    await connection.close()
+    token = client.token
     server = Server(test_settings(url, tmp_path, metrics_token=TOKEN), providers=SCRIPTS.models())
     await server.start()
     try:
         async with connect(server.address) as client:
             numbers = await scrape(client)
-        assert numbers("reaper_take_overs_total") == 1
+            client.token = token
+            await client.stop(new["assistantMessage"]["id"])
+        assert numbers("reaper_take_overs_total") == 2
+        assert numbers("reaper_restarts_total") == 1
         assert numbers("reaper_ends_total") == 1
         assert numbers("answers_total") == 0, "it was not this server's"
     finally:

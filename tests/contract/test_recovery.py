@@ -27,7 +27,7 @@ from models.text import clean_json, storable_json
 from streams.buffer import StreamBuffer, replay
 from streams.ending import AnswerEnd, StreamHold, end_answer
 from streams.leases import LeaseKeeper
-from streams.recovery import SERVER_LOST, Reaper, Sealed
+from streams.recovery import SERVER_LOST, Reaper, Restart, Sealed
 from tests.conftest import make_database
 
 DEADLINE_SECONDS = 30.0
@@ -87,8 +87,10 @@ class Answer:
         return StreamHold(self.id, self.thread_id, self.owner_id, 1, "two-words", PRICES)
 
 
-async def leave(database: Database, *stretches: list[Part], lease: float = -1.0, holder: UUID | None = None) -> Answer:
-    """The rows of an answer with these checkpoints and this many seconds of its lease to go."""
+async def leave(
+    database: Database, *stretches: list[Part], lease: float = -1.0, holder: UUID | None = None, asked: float = 3_600
+) -> Answer:
+    """The rows of an answer asked so long ago, with these checkpoints and this many seconds of its lease to go."""
     answer = Answer(holder=holder or uuid4())
     question_id, offset = new_id(), 0
     async with database.transaction() as connection:
@@ -105,11 +107,11 @@ async def leave(database: Database, *stretches: list[Part], lease: float = -1.0,
             INSERT INTO messages (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, model,
                 created_at, updated_at)
             SELECT id, $1, $2, parent_id, depth, true, role, status, '[]'::jsonb, model,
-                now() - interval '1 hour', now() - interval '1 hour'
+                now() - make_interval(secs => $6), now() - make_interval(secs => $6)
             FROM (VALUES ($3::uuid, NULL::uuid, 0, 'USER', 'COMPLETE', NULL), ($4, $3, 1, 'ASSISTANT', 'STREAMING', $5))
                 AS given (id, parent_id, depth, role, status, model)
             """,
-            *(answer.owner_id, answer.thread_id, question_id, answer.id, answer.hold.model),
+            *(answer.owner_id, answer.thread_id, question_id, answer.id, answer.hold.model, asked),
         )
         await connection.execute(
             """
@@ -138,6 +140,7 @@ def reaper(
     every: float = 60.0,
     lease: float = 10.0,
     sealed: Sealed | None = None,
+    restart: Restart | None = None,
 ) -> Reaper:
     """A reaper of a server that writes these answers."""
     return Reaper(
@@ -148,6 +151,7 @@ def reaper(
         prices_of={"two-words": PRICES}.get,
         used=told,
         sealed=sealed,
+        restart=restart,
     )
 
 
@@ -461,7 +465,7 @@ async def test_a_lease_that_ran_out_while_nobody_could_renew_it_is_not_a_death(d
 async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without_it_at_last(database: Database) -> None:
     tries = 0
 
-    async def sealed(message_id: UUID) -> list[Part]:
+    async def sealed(message_id: UUID, attempt: int) -> list[Part]:
         nonlocal tries
         tries += 1
         raise ConnectionError
@@ -477,12 +481,70 @@ async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without
 
 
 async def test_what_was_shown_counts_more_than_what_was_saved(database: Database) -> None:
-    async def sealed(message_id: UUID) -> list[Part]:
+    async def sealed(message_id: UUID, attempt: int) -> list[Part]:
         return [TextPart("saved, and shown")]
 
     answer = await leave(database, [TextPart("saved")])
     (ended,) = await reaper(database, sealed=sealed).reap(only=[answer.id])
     assert ended.text == "saved, and shown"
+
+
+class Restarts:
+    """Begins answers anew as far as their rows go; `right` is whether it can."""
+
+    def __init__(self, database: Database, *, right: bool = True) -> None:
+        self.database = database
+        self.right = right
+        self.holds: list[StreamHold] = []
+
+    async def restart(self, hold: StreamHold) -> bool:
+        self.holds.append(hold)
+        if self.right:
+            async with self.database.acquire() as connection:
+                await connection.execute("UPDATE messages SET attempt = attempt + 1 WHERE id = $1", hold.message_id)
+        return self.right
+
+
+async def test_what_had_nothing_is_begun_anew_once_though_ten_reapers_race(database: Database) -> None:
+    restarts = Restarts(database)
+    answers = [await leave(database, asked=1) for _ in range(20)]
+    results = await asyncio.gather(*(reaper(database, restart=restarts.restart).reap() for _ in range(10)))
+    assert not any(results)
+    assert {hold.message_id for hold in restarts.holds} == {answer.id for answer in answers}
+    assert [(hold.epoch, hold.attempt) for hold in restarts.holds] == [(2, 1)] * 20
+    await reaper(database).reap(all_others=True)
+
+
+async def test_an_answer_is_begun_three_times_at_most(database: Database) -> None:
+    restarts = Restarts(database)
+    answer = await leave(database, asked=1)
+    tries = [await reaper(database, lease=0, restart=restarts.restart).reap() for _ in range(3)]
+    assert [hold.attempt for hold in restarts.holds] == [1, 2]
+    assert [[record.failure for record in ended] for ended in tries] == [[], [], [SERVER_LOST]]
+    assert tries[-1][0].id == answer.id
+
+
+@pytest.mark.parametrize(
+    ("parts", "shown", "asked", "right"),
+    [
+        ([TextPart("saved")], [], 1, True),
+        ([], [TextPart("shown")], 1, True),
+        ([], [], 3_600, True),
+        ([], [], 1, False),
+    ],
+    ids=["something was saved", "something was shown", "asked an hour ago", "no server can"],
+)
+async def test_what_cannot_be_begun_anew_is_ended(
+    database: Database, parts: list[Part], shown: list[Part], asked: float, right: bool
+) -> None:
+    async def sealed(message_id: UUID, attempt: int) -> list[Part]:
+        return shown
+
+    restarts = Restarts(database, right=right)
+    answer = await leave(database, *([parts] if parts else []), asked=asked)
+    (ended,) = await reaper(database, sealed=sealed, restart=restarts.restart).reap()
+    assert (ended.id, ended.failure, ended.parts) == (answer.id, SERVER_LOST, parts or shown)
+    assert len(restarts.holds) == (not right)
 
 
 class FailingDatabase:

@@ -168,6 +168,7 @@ def record(message_id: UUID, owner_id: UUID, status: MessageStatus, parts: list[
         failure=None,
         tokens=None,
         duration_ms=None,
+        attempt=1,
         created_at=now,
         updated_at=now,
     )
@@ -323,7 +324,14 @@ async def test_an_attempt_that_begins_anew_is_followed(valkey: ValkeyServer) -> 
         draft = second.hub.open(message_id, owner_id, attempt=2)
         database.begin(message_id, owner_id, attempt=2)
         draft.append_text("TEXT", "the second try")
-        await until_length(followed, draft.length)
+        # Whoever reads the first looks again, and finds the second.
+        while not followed.closed:
+            await followed.wait(followed.length)
+        again = await reader.hub.follow(message_id)
+        assert again is not None
+        assert again.attempt == 2
+        await until_length(again, draft.length)
+        assert again.since(0)[0].cursor.endswith(f".2-{again.length}")
 
 
 async def test_a_buffer_lives_as_long_as_its_readers(valkey: ValkeyServer) -> None:

@@ -18,7 +18,10 @@ from tests.e2e.test_process import STEADY, read_some, running
 from tests.process import ServerProcess
 from tests.valkey import ValkeyServer
 
-SCRIPTS = {"steady": {"wordsPerSecond": 200, "steps": [{"text": STEADY}]}}
+SCRIPTS = {
+    "steady": {"wordsPerSecond": 200, "steps": [{"text": STEADY}]},
+    "thinking": {"steps": [{"pause": 3}, {"text": "Forty-two."}]},
+}
 
 
 @pytest.fixture
@@ -75,6 +78,39 @@ async def test_what_a_killed_server_had_shown_is_kept_and_told_by_the_other(node
         # The thread is free.
         turn = await there.retry(message_id, model="steady")
         await there.stop(turn["assistantMessage"]["id"])
+
+
+async def test_a_killed_server_whose_model_was_still_thinking_is_replaced_by_another(
+    nodes: list[ServerProcess],
+) -> None:
+    async with AsyncExitStack() as stack:
+        here, there = await at(stack, nodes)
+        message_id = (await here.send("go", model="thinking"))["assistantMessage"]["id"]
+        reading = asyncio.create_task(there.read(message_id))
+        async with here.reading(message_id):
+            await nodes[0].end(signal.SIGKILL)
+        events = await reading
+        assert (events[-1]["message"]["status"], text_of(events)) == ("COMPLETE", "Forty-two.")
+        assert [event["__typename"] for event in events] == ["MessageDelta", "MessageEnded"]
+        report = await there.run("{ usage(timeframe: DAY) { totals { requests } } }")
+        assert report["usage"]["totals"]["requests"] == 1
+
+
+async def test_a_frozen_server_whose_answer_was_begun_anew_elsewhere_leaves_it_alone(
+    nodes: list[ServerProcess],
+) -> None:
+    async with AsyncExitStack() as stack:
+        here, there = await at(stack, nodes)
+        message_id = (await here.send("go", model="thinking"))["assistantMessage"]["id"]
+        nodes[0].process.send_signal(signal.SIGSTOP)
+        events = await there.read(message_id)
+        assert text_of(events) == events[-1]["message"]["text"] == "Forty-two."
+        nodes[0].process.send_signal(signal.SIGCONT)
+        # Asked when it is awake, it has what was stored, and nothing of its own.
+        assert await here.read(message_id) == await there.read(message_id)
+        turn = await here.send("still alive?", model="thinking")
+        assert (await here.finish(turn["assistantMessage"]["id"]))["text"] == "Forty-two."
+        assert await there.message(message_id) == events[-1]["message"]
 
 
 async def test_a_frozen_server_that_wakes_can_neither_append_nor_finish(nodes: list[ServerProcess]) -> None:

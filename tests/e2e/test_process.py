@@ -18,6 +18,7 @@ import orjson
 import psutil
 import pytest
 
+from models.parts import parts_from_json, parts_length
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database
 from tests.process import ROOT, ServerProcess
@@ -209,16 +210,54 @@ async def test_after_kill_9_the_next_start_ends_what_was_live_and_readers_go_on(
 async def test_a_reader_of_lost_text_is_told_to_start_over_from_what_is_kept(environment: dict[str, str]) -> None:
     async with running(environment, CHECKPOINT_SECONDS="1") as server, connect(server.address) as client:
         await client.sign_in()
-        turn = await client.send("Lose", model="steady")
-        held, cursor = await read_some(client, turn["assistantMessage"]["id"], 60)
+        message_id = (await client.send("Lose", model="steady"))["assistantMessage"]["id"]
+        saved = await checkpoint(environment["DATABASE_URL"])
+        held, cursor = await read_some(client, message_id, saved + 60)
         await server.end(signal.SIGKILL)
     async with running(environment) as server, connect(server.address) as again:
         again.token = client.token
-        answer = await again.message(turn["assistantMessage"]["id"])
-        assert len(answer["text"]) < len(held), "killed before the first checkpoint"
-        events = await again.read(turn["assistantMessage"]["id"], cursor)
+        answer = await again.message(message_id)
+        assert len(answer["text"]) < len(held), "killed before the next checkpoint"
+        events = await again.read(message_id, cursor)
         assert [event["__typename"] for event in events] == ["MessageReset", "MessageEnded"]
         assert events[0]["message"] == events[1]["message"] == answer
+
+
+async def test_an_answer_of_which_nothing_was_saved_is_begun_anew(environment: dict[str, str]) -> None:
+    async with running(environment, CHECKPOINT_SECONDS="1") as server, connect(server.address) as client:
+        await client.sign_in()
+        message_id = (await client.send("Lose", model="short"))["assistantMessage"]["id"]
+        held, cursor = await read_some(client, message_id, 10)
+        await server.end(signal.SIGKILL)
+    async with running(environment) as server, connect(server.address) as again:
+        again.token = client.token
+        # The reader of the first attempt starts over, and so does one who comes with its cursor when all is over.
+        events = await again.read(message_id, cursor)
+        assert [event["__typename"] for event in (events[0], events[-1])] == ["MessageReset", "MessageEnded"]
+        reset, ended = events[0]["message"], events[-1]["message"]
+        assert (reset["status"], reset["text"], ended["status"]) == ("STREAMING", "", "COMPLETE")
+        assert text_of(events) == ended["text"]
+        assert ended["text"].startswith(held)
+        late = await again.read(message_id, cursor)
+        assert [event["__typename"] for event in late] == ["MessageReset", "MessageEnded"]
+        assert late[0]["message"] == late[1]["message"] == ended
+        for event in (events[0], events[len(events) // 2]):
+            assert text_of(await again.read(message_id, event["cursor"])) == "".join(
+                other["text"] for other in events[events.index(event) + 1 : -1]
+            )
+        assert await again.read(message_id, events[-1]["cursor"]) == []
+
+
+async def checkpoint(database_url: str) -> int:
+    """How many characters the first checkpoint has, when there is one."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(10):
+            while (parts := await connection.fetchval("SELECT parts FROM stream_checkpoints LIMIT 1")) is None:
+                await asyncio.sleep(0.02)
+        return parts_length(parts_from_json(parts))
+    finally:
+        await connection.close()
 
 
 async def test_kill_9_leaves_the_embedded_database_to_the_next_start(folder: Path) -> None:

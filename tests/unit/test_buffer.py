@@ -36,6 +36,7 @@ from streams.cursor import (
     CursorAheadError,
     ForeignCursorError,
     MalformedCursorError,
+    StreamPosition,
     cursor_prefix,
     end_cursor,
     parse_cursor,
@@ -281,10 +282,26 @@ def test_a_cursor_has_one_spelling_and_names_its_message() -> None:
         f"{prefix}1e3",
         f"{prefix}٣",
         f"{prefix}7..",
+        f"{prefix}1-7",
+        f"{prefix}0-7",
+        f"{prefix}2-",
+        f"{prefix}2-07",
         "x" * 9999,
     ):
         with pytest.raises(MalformedCursorError):
             parse_cursor(wrong, message_id)
+
+
+def test_a_cursor_names_the_attempt_it_is_of() -> None:
+    message_id = uuid4()
+    for attempt in (1, 2, 3):
+        buffer = StreamBuffer(message_id, uuid4(), attempt)
+        buffer.append_text("TEXT", "seven")
+        cursor = buffer.since(0)[0].cursor
+        assert parse_cursor(cursor, message_id) == StreamPosition(message_id, 5, attempt=attempt)
+        ended = StreamPosition(message_id, 5, ended=True, attempt=attempt)
+        assert parse_cursor(end_cursor(message_id, 5, attempt), message_id) == ended
+        assert list(replay(message_id, buffer.parts(), 0, attempt)) == buffer.since(0)
 
 
 def test_a_tool_part_is_one_long() -> None:
