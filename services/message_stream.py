@@ -93,25 +93,29 @@ class MessageStream:
                     self.resets += 1
                     yield Reset(f"{cursor_prefix(message_id, buffer.attempt)}0", record)
                 attempt = buffer.attempt
-                if position.ended or offset > buffer.length:
-                    if not await self._caught_up(buffer, position):
-                        raise CursorAheadError("This cursor is ahead of the stream.", field="after")
-                    if buffer.closed:
-                        continue
-                # What was there before this reader has not waited for it.
-                timed = buffer.timed_length
-                while True:
-                    length = buffer.length
-                    for event in buffer.since(offset):
-                        self.delivered += 1
-                        yield event
-                    if timed != buffer.timed_length <= length:
-                        timed = buffer.timed_length
-                        self.lag.observe(time.monotonic() - buffer.timed_at)
-                    offset = length
-                    if buffer.closed and buffer.length == offset:
-                        break
-                    await buffer.wait(offset)
+                buffer.readers += 1
+                try:
+                    if position.ended or offset > buffer.length:
+                        if not await self._caught_up(buffer, position):
+                            raise CursorAheadError("This cursor is ahead of the stream.", field="after")
+                        if buffer.closed:
+                            continue
+                    # What was there before this reader has not waited for it.
+                    timed = buffer.timed_length
+                    while True:
+                        length = buffer.length
+                        for event in buffer.since(offset):
+                            self.delivered += 1
+                            yield event
+                        if timed != buffer.timed_length <= length:
+                            timed = buffer.timed_length
+                            self.lag.observe(time.monotonic() - buffer.timed_at)
+                        offset = length
+                        if buffer.closed and buffer.length == offset:
+                            break
+                        await buffer.wait(offset)
+                finally:
+                    buffer.readers -= 1
                 if buffer.ended is not None:
                     self.delivered += 1
                     yield buffer.ended

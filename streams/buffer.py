@@ -79,6 +79,8 @@ class StreamBuffer:
         self.owner_id = owner_id
         self.attempt = attempt
         self.length = 0
+        # How many read it now, counted by them.
+        self.readers = 0
         self.closed = False
         self.ended: Ended | None = None
         # For metrics: when the first append was, and of the last one that is timed its end and its time.

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -107,8 +106,9 @@ class SharedHub(Hub):
         self._drafts: dict[UUID, Draft] = {}
         self._grown: dict[UUID, Draft] = {}
         self._to_write = asyncio.Event()
-        # Held by their readers alone: when the last one is gone, so is the buffer.
-        self._followed: weakref.WeakValueDictionary[UUID, Followed] = weakref.WeakValueDictionary()
+        # Kept for as long as they have readers, and then for a moment: one whose connection broke comes back.
+        self._followed: dict[UUID, Followed] = {}
+        self._unread: set[UUID] = set()
         self._to_follow = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._endings: set[asyncio.Task[None]] = set()
@@ -163,7 +163,7 @@ class SharedHub(Hub):
     async def follow(self, message_id: UUID) -> StreamBuffer | None:
         """The buffer of an answer that is written elsewhere, with what its log has by now; None where none is.
 
-        Keep the buffer for as long as it is read: it grows for its readers only.
+        It grows for its readers only: count yourself in its `readers` before you wait for anything else.
         """
         if (buffer := self.get(message_id)) is not None:
             return buffer
@@ -173,6 +173,7 @@ class SharedHub(Hub):
         if (buffer := self.get(message_id)) is not None:
             return buffer
         followed = self._followed[message_id] = Followed(LogName(message_id, written.attempt), written.record.owner_id)
+        followed.readers += 1
         try:
             self._take(followed, await self._log.read(followed.name, 0))
             self._to_follow.set()
@@ -180,6 +181,8 @@ class SharedHub(Hub):
         except LOST as error:
             log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
             self._to_follow.set()
+        finally:
+            followed.readers -= 1
         return followed
 
     @property
@@ -356,16 +359,22 @@ class SharedHub(Hub):
             buffer = self._followed.get(message_id)
             if buffer is None or buffer.closed or not buffer.sealed:
                 return
-            del buffer
             await asyncio.sleep(_ENDS_SOON_SECONDS)
 
     async def _look(self) -> None:
         """Find ends that no log told of, and attempts that were begun anew."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
+            self._forget_unread()
             ids = [buffer.message_id for buffer in list(self._followed.values()) if not buffer.closed]
             if ids:
                 await self._finish(ids)
+
+    def _forget_unread(self) -> None:
+        unread = {message_id for message_id, buffer in self._followed.items() if not buffer.readers}
+        for message_id in unread & self._unread:
+            del self._followed[message_id]
+        self._unread = unread & self._followed.keys()
 
     async def _finish(self, ids: Sequence[UUID]) -> None:
         try:

@@ -191,6 +191,14 @@ class Node:
         await self.log.close()
 
 
+async def follow(node: Node, message_id: UUID) -> StreamBuffer:
+    """As a reader at this node."""
+    followed = await node.hub.follow(message_id)
+    assert followed is not None
+    followed.readers += 1
+    return followed
+
+
 async def until_length(buffer: StreamBuffer, length: int) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         while buffer.length < length and not buffer.closed:
@@ -210,8 +218,7 @@ async def test_readers_everywhere_see_what_is_written_somewhere(valkey: ValkeySe
     async with Node(valkey, database) as writer, Node(valkey, database) as reader:
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         assert followed.owner_id == owner_id
         own = writer.hub.get(message_id)
         assert own is not None
@@ -261,8 +268,7 @@ async def test_a_server_that_comes_back_empty_is_given_everything_again(valkey: 
         valkey.kill()
         await valkey.start()
         # The model is silent: the log is found to be lost all the same.
-        followed = await late.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(late, message_id)
         await until_length(followed, draft.length)
         draft.append_text("TEXT", "and after it")
         await until_length(followed, draft.length)
@@ -293,8 +299,7 @@ async def test_readers_of_a_sealed_answer_get_the_end_when_it_is_stored(valkey: 
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
         draft.append_text("TEXT", "half")
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         await until_length(followed, 4)
         await reader.log.sealed(LogName(message_id))
         await asyncio.sleep(0.2)  # sealed, but not stored yet
@@ -307,8 +312,7 @@ async def test_an_end_of_which_no_log_tells_is_found(valkey: ValkeyServer) -> No
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with Node(valkey, database) as reader:
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         ended = database.end(message_id, [TextPart("from the database")])
         assert await message_at_the_end(followed) == ended
         assert followed.parts() == [TextPart("from the database")]
@@ -318,8 +322,7 @@ async def test_an_attempt_that_begins_anew_is_followed(valkey: ValkeyServer) -> 
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with Node(valkey, database) as second, Node(valkey, database) as reader:
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         await second.log.sealed(LogName(message_id, 1))
         draft = second.hub.open(message_id, owner_id, attempt=2)
         database.begin(message_id, owner_id, attempt=2)
@@ -327,8 +330,7 @@ async def test_an_attempt_that_begins_anew_is_followed(valkey: ValkeyServer) -> 
         # Whoever reads the first looks again, and finds the second.
         while not followed.closed:
             await followed.wait(followed.length)
-        again = await reader.hub.follow(message_id)
-        assert again is not None
+        again = await follow(reader, message_id)
         assert again.attempt == 2
         await until_length(again, draft.length)
         assert again.since(0)[0].cursor.endswith(f".2-{again.length}")
@@ -338,10 +340,14 @@ async def test_a_buffer_lives_as_long_as_its_readers(valkey: ValkeyServer) -> No
     database, message_id = Database(), new_id()
     async with Node(valkey, database) as reader:
         database.begin(message_id, new_id())
-        followed = await reader.hub.follow(message_id)
+        followed = await follow(reader, message_id)
+        await asyncio.sleep(2.5)  # it is looked once a second for those that nobody reads
         assert reader.hub.get(message_id) is followed
-        del followed
-        assert reader.hub.get(message_id) is None
+        followed.readers -= 1
+        async with asyncio.timeout(5):
+            while reader.hub.get(message_id) is not None:
+                await asyncio.sleep(0.05)
+        assert reader.hub.followed == 0
 
 
 PIECE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
