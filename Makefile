@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pip would otherwise ask its index whether it is itself of date, and hide what it does behind a bar.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run demo test check clients bench lock schema docs format clean
+.PHONY: run demo test check clients faults bench lock schema docs format clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/python -m server
@@ -29,6 +29,12 @@ check: $(VENV)/dev.stamp
 clients: $(VENV)/run.stamp
 	cd tests/clients && npm ci --silent --no-progress
 	$(BIN)/python -m tests.clients.run
+
+# What goes wrong, on real servers: so many random histories (SEEDS), or one again (SEED).
+SEEDS ?= 20
+JOBS ?= 2
+faults: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs $(JOBS))
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -141,7 +142,11 @@ class Server:
         grace = self.settings.shutdown_grace_seconds
         if len(self.generations):
             log.info("%d answers are being written; they have %g s to end", len(self.generations), grace)
-        await self.generations.drain(grace)
+        self.generations.draining = True
+        # What was taken is made, and begins: it must not begin behind the drain's back.
+        deadline = time.monotonic() + grace
+        await self.turns.settled(grace)
+        await self.generations.drain(max(0.0, deadline - time.monotonic()))
         await self.application.sockets.close_all()
 
     async def close(self) -> None:

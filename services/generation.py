@@ -392,10 +392,13 @@ class Generations:
             generation.end_early(MessageStatus.INTERRUPTED, _SHUTDOWN)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Let running answers end for so long, then end the rest as INTERRUPTED with their text. No new ones begin."""
+        """Let running answers end for so long, then end the rest as INTERRUPTED with their text. No new ones begin,
+        but for turns that were being made already: they have what is left of the time.
+        """
         self.draining = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_seconds)
+        deadline = time.monotonic() + grace_seconds
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
         for generation in list(self._running.values()):
             generation.end_early(MessageStatus.INTERRUPTED, _SHUTDOWN)
         if self._tasks:

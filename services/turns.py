@@ -339,8 +339,7 @@ class Turns:
         project_id: UUID | None = None,
     ) -> _NewTurn:
         checked_key(request.idempotency_key)
-        if self._generations.draining:
-            raise UnavailableError("The server is shutting down; try again.")
+        self._refuse_while_draining()
         model_id = request.model_id
         async with self._database.acquire() as connection:
             if model_id is None:
@@ -410,7 +409,13 @@ class Turns:
         """
         return await self._own(self._make(new, write))
 
+    def _refuse_while_draining(self) -> None:
+        if self._generations.draining:
+            raise UnavailableError("The server is shutting down; try again.")
+
     async def _make(self, new: _NewTurn, write: Any) -> Turn:
+        # Once more: from here on, the drain waits for it.
+        self._refuse_while_draining()
         buffer = self._hub.open(new.answer_id, new.viewer.id)
         started = False
         try:
@@ -441,6 +446,11 @@ class Turns:
                 buffer.close()
         by_id = {row["id"]: MessageRecord.from_row(row) for row in rows}
         return Turn(written.thread, by_id[new.user_message_id], by_id[new.answer_id])
+
+    async def settled(self, within: float) -> None:
+        """Wait until no turn is being made, for so many seconds at most: new ones are refused by then."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within)
 
     async def restart(self, hold: StreamHold) -> bool:
         """Begin an answer anew of which nothing had come when its server was lost, in the place of the caller's hold.

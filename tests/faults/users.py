@@ -185,9 +185,9 @@ class User:
             is_cut=chance.random() < 0.1,
         )
 
-    async def send(self, place: int | None, *, twice: bool = False) -> None:
+    async def send(self, place: int | None, *, twice: bool = False, script: Script | None = None) -> None:
         """Ask in a thread, or in a new one; `twice`: once more with the same key, at another server."""
-        script = self.script()
+        script = script or self.script()
         thread_id = self._thread(place)
         more = {"threadId": thread_id} if thread_id else {}
         await self._ask(
