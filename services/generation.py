@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,11 @@ STOP_CHANNEL = "stop"
 _STOP_DEADLINE_SECONDS = 15.0
 _CLOSE_DEADLINE_SECONDS = 5.0
 _END_RETRY_SECONDS = 2.0
+_ELSEWHERE_SECONDS = 3.0
+_POLL_SECONDS = 0.1
+
+_LIVE = "SELECT id FROM messages WHERE thread_id = $1 AND status = 'STREAMING'"
+_STILL_LIVE = "SELECT message_id FROM streams WHERE message_id = ANY($1::uuid[])"
 
 _SHUTDOWN = MessageFailure(
     "SERVER_SHUTDOWN", "The server was shut down while it answered. Retry to get a whole answer."
@@ -365,16 +370,28 @@ class Generations:
         return True
 
     async def end_live(self, thread_id: UUID) -> None:
-        """Stop the answer being written in a thread, if it is written here, and wait for its end."""
-        for generation in list(self._running.values()):
-            if generation.hold.thread_id == thread_id:
-                await self.stop(generation.hold.message_id)
-                await self.wait_ended(generation.hold.message_id)
+        """Stop the answer being written in a thread, by whichever process it is written, and wait for its end.
+
+        Raises:
+            DatabaseUnavailableError: try again later.
+        """
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch(_LIVE, thread_id)
+        live = {row["id"] for row in rows}
+        live |= {
+            generation.hold.message_id
+            for generation in self._running.values()
+            if generation.hold.thread_id == thread_id
+        }
+        await self._end(live)
 
     async def end_owned(self, owner_id: UUID) -> None:
-        """Stop every answer of a user, by whichever process it is written, and wait for the end of those written here.
+        """Stop every answer of a user, by whichever process it is written, and wait for the end of all.
 
         Also of those whose rows are gone, and which would notice it only when they renew their lease.
+
+        Raises:
+            DatabaseUnavailableError: try again later.
         """
         async with self._database.acquire() as connection:
             rows = await connection.fetch("SELECT message_id FROM streams WHERE owner_id = $1", owner_id)
@@ -382,9 +399,23 @@ class Generations:
         live |= {
             generation.hold.message_id for generation in self._running.values() if generation.hold.owner_id == owner_id
         }
+        await self._end(live)
+
+    async def _end(self, live: Collection[UUID]) -> None:
+        """Stop these answers and wait for their ends; for those of other processes a moment only.
+
+        What a process does not hear of, it finds out when it renews its leases.
+        """
+        elsewhere = [message_id for message_id in live if not self._hub.writes(message_id)]
         for message_id in live:
             await self.stop(message_id)
         await asyncio.gather(*(self.wait_ended(message_id) for message_id in live))
+        deadline = time.monotonic() + _ELSEWHERE_SECONDS
+        while elsewhere and time.monotonic() < deadline:
+            async with self._database.acquire() as connection:
+                elsewhere = [row["message_id"] for row in await connection.fetch(_STILL_LIVE, elsewhere)]
+            if elsewhere:
+                await asyncio.sleep(_POLL_SECONDS)
 
     def lose(self, message_id: UUID) -> None:
         """The stream was deleted or taken over: stop writing what nobody may see."""

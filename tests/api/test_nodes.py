@@ -135,6 +135,25 @@ async def test_a_stop_at_one_server_stops_the_other_within_a_second(nodes: Nodes
             await SCRIPTS.driven.closing(asked).wait()
 
 
+async def test_what_is_deleted_at_one_server_is_written_no_more_at_the_other(nodes: Nodes) -> None:
+    asked = question()
+    turn = await nodes.here.send(asked, model="driven")
+    await SCRIPTS.driven.queue(asked).put(TextDelta("so far"))
+    async with nodes.there.reading(turn["assistantMessage"]["id"]) as reading:
+        assert await reading.next() is not None
+        begun = time.monotonic()
+        await nodes.there.run(
+            "mutation($id: ID!) { deleteThread(input: {threadId: $id}) { deletedThreadId } }",
+            {"id": turn["thread"]["id"]},
+        )
+        # Before it is answered: the provider is let go, and the reader told.
+        assert SCRIPTS.driven.closing(asked).is_set()
+        assert time.monotonic() - begun < 5
+        payload = await reading.next()
+        assert payload is not None
+        assert payload["data"]["messageStream"]["message"]["status"] == "STOPPED"
+
+
 async def test_a_thread_is_busy_at_every_server(nodes: Nodes) -> None:
     asked = question()
     turn = await nodes.here.send(asked, model="driven")
