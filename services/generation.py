@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 STOP_CHANNEL = "stop"
 _STOP_DEADLINE_SECONDS = 15.0
 _CLOSE_DEADLINE_SECONDS = 5.0
-_END_RETRY_SECONDS = 2.0
+_LONGEST_RETRY_PAUSE_SECONDS = 2.0
 _ELSEWHERE_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 
@@ -151,7 +151,7 @@ class Generation:
 
     async def _consume(self, request: Callable[[], Any], provider: Provider) -> _Outcome:
         try:
-            asked: GenerationRequest = await request()
+            asked = await self._ask(request)
             self._prompt_tokens, most_tokens = asked.prompt_tokens, asked.max_output_tokens
             self._called_provider = True
             stream = provider.stream(asked)
@@ -182,6 +182,19 @@ class Generation:
             filtered = finish.reason is FinishReason.CONTENT_FILTER
             return _Outcome(MessageStatus.FAILED, _FILTERED if filtered else _EMPTY)
         return _Outcome(MessageStatus.COMPLETE)
+
+    async def _ask(self, request: Callable[[], Any]) -> GenerationRequest:
+        """What the provider is asked. A database that is away is waited for, for as long as a provider would be."""
+        attempt = 0
+        while True:
+            try:
+                asked: GenerationRequest = await request()
+            except DatabaseUnavailableError as error:
+                attempt += 1
+                log.warning("a question waits for the database: %s", error)
+                await asyncio.sleep(_retry_pause(attempt))
+            else:
+                return asked
 
     async def _follow(self, events: Any, most_tokens: int | None) -> Finish | None:
         buffer, now = self.buffer, asyncio.get_running_loop().time
@@ -228,6 +241,11 @@ class Generation:
             self._images_kept += 1
             self.buffer.append_part(part)
         self._last_event = asyncio.get_running_loop().time()
+
+
+def _retry_pause(attempt: int) -> float:
+    """Seconds before a try at the database, the more the more have failed."""
+    return min(_LONGEST_RETRY_PAUSE_SECONDS, 0.05 * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1)  # noqa: S311
 
 
 def reported_tokens(usage: TokenUsage) -> MessageTokens:
@@ -491,4 +509,4 @@ class Generations:
                 if attempt > 5:
                     raise
                 log.exception("storing the end of an answer failed; trying again")
-            await asyncio.sleep(min(_END_RETRY_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
+            await asyncio.sleep(_retry_pause(attempt))

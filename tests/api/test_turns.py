@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import asyncpg
 import pytest
 
+from models.database import DatabaseUnavailableError
 from models.ids import IdKind, parse_id
 from server.runtime import Server
+from services.history import history
 from tests.client import SEND, Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
 
@@ -407,3 +410,21 @@ async def test_the_reasoning_effort_reaches_the_provider(client: Client, effort:
     turn = await client.send(question, model="driven", reasoningEffort=effort)
     await client.finish(turn["assistantMessage"]["id"])
     assert SCRIPTS.driven.requests[question].reasoning_effort == effort
+
+
+async def test_a_database_that_is_away_when_a_question_is_read_is_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+
+    async def away_at_first(*arguments: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads <= 2:
+            raise DatabaseUnavailableError("ConnectionResetError")
+        return await history(*arguments)
+
+    monkeypatch.setattr("services.turns.history", away_at_first)
+    turn = await client.send("Anybody there?", model="two-words")
+    ended = await client.finish(turn["assistantMessage"]["id"])
+    assert (reads, ended["status"], ended["error"]) == (3, "COMPLETE", None)
