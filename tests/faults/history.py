@@ -119,7 +119,7 @@ FAULTS: dict[str, Fault] = {
     "drop PostgreSQL's connections": _drop_postgres,
 }
 _DOINGS = ("send", "send anew", "edit", "retry", "stop", "read", "delete")
-_WEIGHTS = (6, 3, 2, 2, 3, 3, 1)
+_WEIGHTS = (4, 6, 2, 2, 3, 3, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class History:
                 chance.randrange(8),
                 chance.random() < 0.3,
             )
-            for _ in range(chance.randint(12, 30))
+            for _ in range(chance.randint(15, 30))
         ]
         failings = [
             Failing(chance.uniform(0.3, _SECONDS), chance.choice(list(FAULTS)), f"{seed} {number}")

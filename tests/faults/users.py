@@ -180,8 +180,8 @@ class User:
         return Script(
             f"{self.name}.{self._tags}",
             think_seconds=chance.choice([0, 0, 0.2, 3]),
-            pieces=chance.choice([1, 5, 20, 40]),
-            every_seconds=chance.choice([0, 0.02, 0.1]),
+            pieces=chance.choice([1, 10, 40, 80, 80]),
+            every_seconds=chance.choice([0, 0.05, 0.1, 0.1]),
             is_cut=chance.random() < 0.1,
         )
 
