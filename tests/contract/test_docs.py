@@ -113,6 +113,17 @@ def test_every_test_that_the_promises_name_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize(("page", "kind", "last"), [("faults", "R", 70), ("attacks", "S", 60)])
+def test_every_fault_and_attack_is_listed_once_with_a_test_that_exists(page: str, kind: str, last: int) -> None:
+    rows = re.findall(rf"^\| {kind}(\d+) \| (.+?) \| (.*) \|$", (ROOT / f"docs/{page}.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, last + 1))
+    for number, _, proof in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", proof)
+        assert tests or "Not covered" in proof, f"{kind}{number}: name a test, or say why there is none"
+        for path, name in tests:
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{kind}{number}: {path}::{name}"
+
+
 def test_the_page_of_scripted_models_lists_models_and_failures() -> None:
     page = (ROOT / "docs/scripted-models.md").read_text()
     for name in (*BUILT_IN_SCRIPTS, *FailureCode.__members__):
