@@ -44,7 +44,11 @@ _TABLE_LOCK_TRIES = 20
 
 
 class DatabaseUnavailableError(Exception):
-    """PostgreSQL cannot be reached in time. Nothing is known to be written; trying again later is right."""
+    """PostgreSQL cannot be reached in time, or has no room. Nothing is known to be written; trying again later is right."""
+
+
+class DatabaseConflictError(DatabaseUnavailableError):
+    """A transaction was rolled back for another's sake: a deadlock, or what cannot be put in one order."""
 
 
 class Database:
@@ -158,7 +162,9 @@ class Database:
         """A connection for one or a few reads.
 
         Raises:
-            DatabaseUnavailableError: no connection in time, the connection broke, or a statement ran too long.
+            DatabaseUnavailableError: no connection in time, the connection broke, a statement ran too long, or there is
+                no room on the disk.
+            DatabaseConflictError: the transaction was rolled back for another's sake.
         """
         if self._pool is None:
             raise DatabaseUnavailableError("closed")
@@ -167,6 +173,8 @@ class Database:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
                 self.waits.observe(time.monotonic() - asked)
                 yield connection
+        except asyncpg.exceptions.TransactionRollbackError as error:
+            raise DatabaseConflictError(type(error).__name__) from error
         except _UNAVAILABLE as error:
             raise self._out_of_reach(error) from error
 
@@ -273,6 +281,9 @@ _UNAVAILABLE = (
     asyncpg.exceptions.AdminShutdownError,
     asyncpg.exceptions.CrashShutdownError,
     asyncpg.exceptions.CannotConnectNowError,
-    asyncpg.exceptions.TooManyConnectionsError,
+    # Too many connections, a full disk, no memory.
+    asyncpg.exceptions.InsufficientResourcesError,
+    # The server behind the address is a standby now.
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.QueryCanceledError,
 )
