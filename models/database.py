@@ -44,7 +44,7 @@ _TABLE_LOCK_TRIES = 20
 
 
 class DatabaseUnavailableError(Exception):
-    """PostgreSQL cannot be reached in time, or has no room. Nothing is known to be written; trying again later is right."""
+    """PostgreSQL is out of reach or out of room. Nothing is known to be written; trying again later is right."""
 
 
 class DatabaseConflictError(DatabaseUnavailableError):
