@@ -327,6 +327,8 @@ class Server:
                 EmbeddedPostgresError,
             ) as error:
                 log.warning("the database is out of reach: %s", type(error).__name__)
+            except Exception:
+                log.exception("watching the database failed; trying again")
 
     async def _registry(self) -> ModelRegistry:
         settings = self.settings
