@@ -29,6 +29,7 @@ from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.account_files import AccountFiles
 from server.app import Application
+from server.connections import KEEPALIVE_SECONDS
 from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
 from server.operations import Operations
@@ -540,16 +541,22 @@ class Server:
             self._show_metrics(self.settings.metrics_token, services)
         self.application.sockets.start()
         self._stack.push_async_callback(self.application.sockets.stop)
-        runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)
+        runner = web.AppRunner(
+            self.application.web,
+            handle_signals=False,
+            access_log=None,
+            shutdown_timeout=2,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+        )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self.settings.host, self.settings.port)
+        assert runner.server is not None
+        connections = self.application.connections
+        self._stack.push_async_callback(connections.close)
         try:
-            await site.start()
+            self.address = await connections.listen(runner.server, self.settings.host, self.settings.port)
         except OSError as error:
             raise SettingsError(f"HOST and PORT: cannot listen there ({error.strerror or error})") from error
-        host, port = runner.addresses[0][:2]
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def _ingest(self) -> Ingest | None:
         settings = self.settings

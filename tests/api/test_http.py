@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 from io import BytesIO
@@ -270,3 +271,50 @@ async def test_without_introspection_nothing_of_the_schema_is_told(postgres_url:
 
 def test_no_test_runs_with_settings_of_the_machine() -> None:
     assert "OPENAI_API_KEY" not in os.environ
+
+
+async def head_of(client: Client, begun: bytes) -> bytes:
+    """What comes on a connection on which a request was begun so, until the server closes it."""
+    host, port = client.address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(begun)
+        async with asyncio.timeout(20):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.graphql_http.BODY_SECONDS", 0.1)
+    begun = (
+        b'POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"query":'
+    )
+    answer = await head_of(client, begun)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"BAD_USER_INPUT" in answer
+
+
+async def test_headers_that_do_not_come_are_not_waited_for(
+    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.connections.SILENCE_SECONDS", 0.2)
+    server = Server(test_settings(await make_database(postgres_url), tmp_path))
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            for begun in (b"", b"POST /graph", b"POST /graphql HTTP/1.1\r\nHost: x\r\nX-One: "):
+                assert await head_of(client, begun) in (b"", b"HTTP/1.1 408 Request Timeout")
+    finally:
+        await server.drain()
+        await server.close()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+async def test_a_body_that_is_not_what_it_says_is_refused(client: Client, encoding: str) -> None:
+    body = b"this is compressed by nobody"
+    headers = {"Content-Type": JSON, "Content-Encoding": encoding}
+    async with client.http.post(client.url, data=body, headers=headers) as response:
+        assert response.status == 400
+        answer = await response.read()
+    assert b"Traceback" not in answer
