@@ -235,7 +235,12 @@ class _Socket:
             return await self._refresh(payload)
         # Not echoed with a token in it: a pong is often logged.
         echoed = {} if payload is None or names_token else {"payload": payload}
-        return await self._send({"type": "pong"} | echoed)
+        try:
+            pong = orjson.dumps({"type": "pong"} | echoed).decode()
+        except TypeError:
+            # Deeper than what is written may be, though not than what is read.
+            return await self.close(4400, "The payload of a ping is nested too deeply")
+        return await self._ws.send_str(pong)
 
     async def _refresh(self, payload: dict[str, Any]) -> None:
         """Take a new token of the same viewer: the socket lives as long as it does."""

@@ -86,6 +86,49 @@ async def test_only_json_is_executed(client: Client, media: str) -> None:
     assert "data" not in answer
 
 
+NUMBERS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400000",
+    "9223372036854775808",
+    "-1e308",
+    "2147483648",
+    "1.5",
+    "0x10",
+    "1_0",
+]
+DEEP = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, DEEP], ids=lambda value: value[:20])
+async def test_a_number_that_cannot_be_one_and_nesting_without_end_are_typed_errors(client: Client, value: str) -> None:
+    typed = {"BAD_USER_INPUT", "GRAPHQL_PARSE_FAILED", "GRAPHQL_VALIDATION_FAILED", "QUERY_TOO_COMPLEX"}
+    variable = b'{"query":"query($n: Int) { threads(first: $n) { nodes { id } } }","variables":{"n":' + value.encode()
+    written = orjson.dumps({"query": f"{{ threads(first: {value}) {{ nodes {{ id }} }} }}"})
+    for body in (variable + b"}}", written):
+        status, answer, _ = await post(client, body, Authorization=f"Bearer {client.token}")
+        assert status in (200, 400)
+        assert {error["extensions"]["code"] for error in answer["errors"]} <= typed
+        assert len(orjson.dumps(answer)) < 2_000
+
+
+@pytest.mark.parametrize(
+    "query", ["{ ... @defer { viewer { id } } }", "{ threads { nodes @stream(initialCount: 1) { id } } }"]
+)
+async def test_answers_come_in_one_piece(client: Client, query: str) -> None:
+    with pytest.raises(GraphQLErrors) as refused:
+        await client.run(query)
+    assert refused.value.code == "GRAPHQL_VALIDATION_FAILED"
+
+
+async def test_a_hash_of_a_document_is_no_document(client: Client) -> None:
+    for more in ({}, {"query": ""}, {"query": None}):
+        asked = {"extensions": {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}} | more
+        status, answer, _ = await post(client, orjson.dumps(asked))
+        assert (status, answer["errors"][0]["extensions"]["code"]) == (400, "BAD_USER_INPUT")
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
 async def test_other_methods_are_not_allowed(client: Client, method: str) -> None:
     async with client.http.request(method, client.url, params={"query": "{__typename}"}) as response:

@@ -155,6 +155,45 @@ async def test_ping_is_answered_with_its_payload_and_pong_is_taken(client: Clien
         assert await hear(ws) == {"type": "pong", "payload": {"a": 1}}
 
 
+@pytest.mark.parametrize("depth", [100, 300, 900, 100_000])
+async def test_a_deep_message_is_answered_or_closes_with_4400(client: Client, depth: int) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    for message in (
+        f'{{"type":"ping","payload":{nested}}}',
+        f'{{"type":"connection_init","payload":{nested}}}',
+        f'{{"type":"subscribe","id":"1","payload":{{"query":"{{__typename}}","variables":{nested}}}}}',
+    ):
+        async with socket(client) as ws:
+            if "subscribe" in message:
+                await initialised(client, ws)
+            await ws.send_str(message)
+            async with asyncio.timeout(20):
+                frame = await ws.receive()
+            if frame.type is aiohttp.WSMsgType.TEXT:
+                assert orjson.loads(frame.data)["type"] in ("pong", "connection_ack", "next")
+            else:
+                assert ws.close_code == 4400
+
+
+async def test_nothing_is_left_of_operations_that_were_begun_and_completed(client: Client, server: Server) -> None:
+    turn = await client.send("A thousand times", model="hangs")
+    read = READ, turn["assistantMessage"]["id"]
+    tasks = len(asyncio.all_tasks())
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        await say(ws, {"type": "complete", "id": "of nobody"})
+        for n in range(1_000):
+            await say(ws, subscribe(read[0], str(n), id=read[1]))
+            await say(ws, {"type": "complete", "id": str(n)})
+        await say(ws, subscribe("{ __typename }", "last"))
+        while (await hear(ws))["id"] != "last":
+            pass
+        async with asyncio.timeout(10):
+            while server.application.sockets.running or len(asyncio.all_tasks()) > tasks + 3:
+                await asyncio.sleep(0.01)
+    await client.stop(turn["assistantMessage"]["id"])
+
+
 async def test_queries_and_mutations_run_on_a_socket_and_complete(client: Client) -> None:
     async with socket(client) as ws:
         await initialised(client, ws)
