@@ -45,7 +45,8 @@ class Steps:
             begun = time.thread_time()
             run(handle)
             took = time.thread_time() - begun
-            name = repr(getattr(callback, "__self__", callback))
+            owner = getattr(callback, "__self__", None)
+            name = repr(owner) if isinstance(owner, asyncio.Task) else str(getattr(callback, "__qualname__", ""))
             # Not what the callers do, who are in this process as well.
             if took > MOST_SECONDS / 4 and "/tests/" not in name:
                 self.longest[name] = max(took, self.longest.get(name, 0))
