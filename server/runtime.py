@@ -15,7 +15,7 @@ from aiohttp import web
 
 from config import VENDORS, Settings, SettingsError
 from graph.context import Services
-from models.database import Database, DatabaseUnavailableError
+from models.database import Database, DatabaseUnavailableError, PooledError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
 from models.parts import Part
@@ -91,6 +91,10 @@ _WATCH_SECONDS = 1.0
 _CHANNEL_PATIENCE_SECONDS = 5.0
 _DRAINING = "draining"
 _OUT_OF_REACH = "out of reach"
+_POOLED = (
+    "a pooler in transaction mode is in between; use its session mode, or the address of PostgreSQL itself "
+    "(this server has a pool of its own)"
+)
 _NOT_ALONE = "another server uses this database, and BROADCAST_URL=memory:// allows one only"
 
 
@@ -299,8 +303,12 @@ class Server:
             url, pool_size=settings.database_pool_size, timeout_seconds=settings.database_timeout_seconds
         )
         try:
+            if settings.database_url is not None:
+                await database.check_sessions()
             await database.migrate()
             await database.connect()
+        except PooledError as error:
+            raise SettingsError(f"DATABASE_URL: {_POOLED}") from error
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             whose = "the embedded database" if settings.database_url is None else "DATABASE_URL: the database"
             raise SettingsError(f"{whose} cannot be used ({_without_address(error)})") from error

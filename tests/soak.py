@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -201,7 +202,7 @@ async def _users(address: str, report: Report, until: float, chance: random.Rand
 
 
 async def _use(client: Client, report: Report, threads: list[str], chance: random.Random) -> None:
-    more = {"threadId": chance.choice(threads)} if threads and chance.random() < 0.5 else {}
+    more: dict[str, Any] = {"threadId": chance.choice(threads)} if threads and chance.random() < 0.5 else {}
     if chance.random() < 0.2:
         more["attachmentIds"] = [(await client.upload(chance.randbytes(20_000).hex().encode()))["id"]]
     turn = await client.send("What will grow? " * chance.randrange(1, 20), model="scripted-echo", **more)

@@ -55,7 +55,8 @@ async def refused(client: Client, thread_id: str, **more: Any) -> dict[str, Any]
     """What is said to who sends now."""
     with pytest.raises(GraphQLErrors) as found:
         await client.send("Now?", threadId=thread_id, **more)
-    return found.value.errors[0]["extensions"]
+    extensions: dict[str, Any] = found.value.errors[0]["extensions"]
+    return extensions
 
 
 async def test_without_room_on_the_disk_reading_works_and_writing_is_told_to_wait(

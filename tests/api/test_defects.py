@@ -20,6 +20,7 @@ import services.backfills.background
 import streams.shared_hub
 from models.database import Database
 from server.runtime import Server
+from services.sweeper import Sweeper
 from streams.token_log import TokenLog
 from tests.client import Client, connect, text_of
 from tests.conftest import make_database, test_settings
@@ -125,7 +126,7 @@ async def test_what_runs_in_the_background_outlives_any_exception(
     defect = Defect(ASKING_DATABASE)
     defect.into(monkeypatch, Database, "acquire")
     defect.into(monkeypatch, Database, "claim_server")
-    defect.into(monkeypatch, server.runtime.Sweeper, "_expired_threads")
+    defect.into(monkeypatch, Sweeper, "_expired_threads")
     async with serving(postgres_url, tmp_path) as (client, names):
         assert_known(names, ASKING_DATABASE)
         assert names >= ASKING_DATABASE
