@@ -172,11 +172,12 @@ class GraphQLHttp:
 
     async def _context(self, request: web.Request) -> Context:
         try:
-            return Context(self._services, await viewer_of_headers(self._services.identities, request.headers))
+            viewer = await viewer_of_headers(self._services.identities, request.headers)
+            return Context(self._services, viewer, address=request.remote)
         except (UnauthenticatedError, UnavailableError) as refusal:
-            return Context(self._services, refusal=refusal)
+            return Context(self._services, refusal=refusal, address=request.remote)
         except DatabaseUnavailableError:
-            return Context(self._services, refusal=UnavailableError())
+            return Context(self._services, refusal=UnavailableError(), address=request.remote)
 
 
 async def _form(request: web.Request) -> GraphQLRequest:

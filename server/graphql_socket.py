@@ -294,7 +294,7 @@ class _Socket:
             task.cancel()
 
     async def _run(self, operation_id: str, asked: GraphQLRequest) -> None:
-        context = Context(self._sockets.services, self.viewer)
+        context = Context(self._sockets.services, self.viewer, address=self._request.remote)
         try:
             with self._sockets.operations.running(context) as operation:
                 last = await self._follow(operation_id, asked, operation)

@@ -89,6 +89,8 @@ _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
 # A restart or failover of Valkey's that is over by then is nobody's business; readers see a pause.
 _CHANNEL_PATIENCE_SECONDS = 5.0
+# What one address may begin a minute, so many addresses may together.
+_ADDRESSES_AT_ONCE = 10
 _DRAINING = "draining"
 _OUT_OF_REACH = "out of reach"
 _POOLED = (
@@ -468,11 +470,13 @@ class Server:
         self, models: Models, titles: Titles, trusted: list[Issuer], attachments: Attachments, storage: Storage
     ) -> Services:
         settings = self.settings
+        per_minute = settings.anonymous_sessions_per_minute
         sessions = Sessions(
             self.database,
             secret=self._secret,
             ttl_seconds=settings.session_ttl_seconds,
             allowed=settings.anonymous_sessions,
+            take=Rates(each=per_minute, total=per_minute * _ADDRESSES_AT_ONCE).take,
         )
         identities = Identities(self.database, sessions, trusted)
         messages = Messages(self.database)

@@ -78,6 +78,7 @@ async def soak(database_url: str, folder: Path, *, seconds: float, every: float,
             BROADCAST_URL=valkey.url,
             METRICS_TOKEN=_TOKEN,
             DATABASE_POOL_SIZE="10",
+            ANONYMOUS_SESSIONS_PER_MINUTE="1000000",
         ).start()
         database = await asyncpg.connect(database_url)
         try:

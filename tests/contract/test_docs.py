@@ -47,7 +47,7 @@ def test_the_page_on_identity_names_every_setting_of_it() -> None:
     names = [
         item.metadata["env"] for item in fields(Settings) if item.name.startswith(("auth_", "session_", "anonymous"))
     ]
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         assert f"`{name}" in page, name
 
@@ -66,6 +66,7 @@ def test_the_page_on_identity_says_how_long_things_hold() -> None:
     assert f"at most {MAX_LIFETIME_SECONDS / 86_400:g} days ahead" in page
     assert f"At most {MAX_TOKEN_CHARS:,} characters" in page
     assert f"{MAX_KEY_SET_BYTES // 1_024} KiB" in page
+    assert f"`ANONYMOUS_SESSIONS_PER_MINUTE` ({Settings.anonymous_sessions_per_minute})" in page
     assert f"`AUTH_LEEWAY_SECONDS` ({Settings.auth_leeway_seconds:g}, at most 60)" in page
 
 
