@@ -35,10 +35,12 @@ ROOM = "DROP FUNCTION no_room CASCADE"
 
 
 @asynccontextmanager
-async def serving(postgres_url: str, folder: Path) -> AsyncIterator[tuple[Client, asyncpg.Connection]]:
+async def serving(
+    postgres_url: str, folder: Path, **changes: object
+) -> AsyncIterator[tuple[Client, asyncpg.Connection]]:
     """A server on a database of its own, a user, and another way to the database."""
     url = await make_database(postgres_url)
-    server = Server(test_settings(url, folder), providers=SCRIPTS.models())
+    server = Server(test_settings(url, folder, **changes), providers=SCRIPTS.models())
     await server.start()
     beside = await asyncpg.connect(url)
     try:
@@ -115,3 +117,31 @@ async def test_whoever_loses_a_deadlock_is_told_to_try_again_and_has_written_not
         again = await client.send("Now?", threadId=thread_id, idempotencyKey="deadlock")
         assert (await client.finish(again["assistantMessage"]["id"]))["status"] == "COMPLETE"
         assert len(await client.path(thread_id)) == 4
+
+
+async def test_a_statement_that_takes_too_long_is_given_up_on_both_sides(postgres_url: str, tmp_path: Path) -> None:
+    async with serving(postgres_url, tmp_path, database_timeout_seconds=0.5) as (client, beside):
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        async with beside.transaction():
+            await beside.execute("LOCK TABLE projects IN ACCESS EXCLUSIVE MODE")
+            asked = [asyncio.create_task(client.post("{ projects { nodes { id } } }")) for _ in range(30)]
+            async with asyncio.timeout(20):
+                answers = await asyncio.gather(*asked)
+                assert {body["errors"][0]["extensions"]["code"] for _, body in answers} == {"UNAVAILABLE"}
+                while await beside.fetchval(waiting):
+                    await asyncio.sleep(0.01)
+            # Over a socket as well, and what somebody has left is not waited for.
+            async with client.subscribe("{ projects { nodes { id } } }", {}) as operation:
+                with pytest.raises(GraphQLErrors) as refused:
+                    await operation.next()
+                assert refused.value.code == "UNAVAILABLE"
+            async with client.subscribe("{ projects { nodes { id } } }", {}) as operation:
+                async with asyncio.timeout(20):
+                    while not await beside.fetchval(waiting):
+                        await asyncio.sleep(0.005)
+                    operation.abort()
+                    while await beside.fetchval(waiting):
+                        await asyncio.sleep(0.005)
+        assert await client.run("{ projects { nodes { id } } }") == {"projects": {"nodes": []}}

@@ -295,6 +295,25 @@ async def test_health_and_security_headers(client: Client) -> None:
             assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", path) for path in ("/", "/nope", "/graphql", "/graphql?query={__typename}", "/readyz", "/exports/x")),
+        *(("POST", path) for path in ("/graphql", "/attachments", "/import", "/nope")),
+        *(("PUT", path) for path in ("/graphql", "/files/x")),
+    ],
+)
+async def test_no_answer_lets_a_browser_guess_what_it_is(client: Client, method: str, path: str) -> None:
+    headers = {"Accept": "text/html"} if path in ("/", "/graphql") else {}
+    async with client.http.request(
+        method, client.address + path, headers=headers, data=b"<script>", allow_redirects=False
+    ) as response:
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "Set-Cookie" not in response.headers
+        if response.content_type == "text/html":
+            assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+
+
 async def test_without_introspection_nothing_of_the_schema_is_told(postgres_url: str, tmp_path: Any) -> None:
     url = await make_database(postgres_url)
     server = Server(test_settings(url, tmp_path, introspection=False, graphiql=False))

@@ -154,6 +154,16 @@ def test_ci_calls_what_the_readme_says() -> None:
         assert command in README
 
 
+def test_no_locked_version_has_a_hole_that_was_mended() -> None:
+    for lock in ("run", "dev"):
+        found = re.search(
+            r"^strawberry-graphql==([\d.]+)", (ROOT / f"requirements/{lock}.lock").read_text(), re.MULTILINE
+        )
+        assert found is not None
+        # CVE-2026-35523 and CVE-2026-35526.
+        assert tuple(map(int, found[1].split("."))) >= (0, 312, 3)
+
+
 def test_a_lock_file_names_no_registry_and_hashes_everything() -> None:
     for name in ("run", "dev"):
         text = (ROOT / f"requirements/{name}.lock").read_text()
