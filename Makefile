@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pip would otherwise ask its index whether it is itself of date, and hide what it does behind a bar.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run demo test check clients faults bench lock schema docs format clean
+.PHONY: run demo test check clients faults soak bench lock schema docs format clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/python -m server
@@ -38,6 +38,10 @@ faults: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench
+
+# A server under churn; it fails where memory, files, tasks or connections grow. MINUTES=… for longer or shorter.
+soak: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
 schema: $(VENV)/run.stamp
 	$(BIN)/python -m server schema > schema.graphql

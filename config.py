@@ -320,6 +320,13 @@ class Settings:
     anonymous_sessions: bool = _setting(
         "ANONYMOUS_SESSIONS", _boolean, True, "Whether `startAnonymousSession` hands out identities without sign-in."
     )
+    anonymous_sessions_per_minute: int = _setting(
+        "ANONYMOUS_SESSIONS_PER_MINUTE",
+        _integer(1, 1_000_000),
+        600,
+        "Most anonymous sessions a minute that one process begins for one address (behind a proxy all users share the "
+        "proxy's), and ten times as many for all.",
+    )
     session_secret: str | None = _setting(
         "SESSION_SECRET",
         _secret,

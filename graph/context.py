@@ -71,6 +71,8 @@ class Context:
     viewer_or_none: Viewer | None = None
     refusal: UnauthenticatedError | UnavailableError | None = None
     """Why the token that was sent stands for nobody, if one was."""
+    address: str | None = None
+    """Where the operation came from, as far as the connection tells."""
     connection_params: dict[str, object] | None = field(default=None)
     operation_type: str = ""
     """`query`, `mutation` or `subscription`, once the document is known to be one that can be executed."""

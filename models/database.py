@@ -44,7 +44,15 @@ _TABLE_LOCK_TRIES = 20
 
 
 class DatabaseUnavailableError(Exception):
-    """PostgreSQL cannot be reached in time. Nothing is known to be written; trying again later is right."""
+    """PostgreSQL is out of reach or out of room. Nothing is known to be written; trying again later is right."""
+
+
+class PooledError(Exception):
+    """Between here and PostgreSQL is a pooler that gives each transaction another session."""
+
+
+class DatabaseConflictError(DatabaseUnavailableError):
+    """A transaction was rolled back for another's sake: a deadlock, or what cannot be put in one order."""
 
 
 class Database:
@@ -83,6 +91,30 @@ class Database:
             version = connection.get_server_version()
         if version.major < 15:
             raise RuntimeError(f"PostgreSQL 15 or newer is needed; DATABASE_URL leads to version {version.major}")
+
+    async def check_sessions(self) -> None:
+        """See whether a connection is one session of PostgreSQL for as long as it lasts: locks need that.
+
+        Raises:
+            PooledError: what is asked on two connections is answered by one session, or on one by two.
+            OSError, asyncpg.PostgresError: there is no database at the address.
+        """
+        both = [
+            await asyncpg.connect(self.url, timeout=self._timeout_seconds, statement_cache_size=0) for _ in range(2)
+        ]
+        seen: list[set[int]] = [set(), set()]
+        try:
+            # Twice each and alternately: whether a pooler prefers the session used last or the one used longest ago.
+            for which in (0, 0, 1, 1, 0, 1):
+                seen[which].add(await both[which].fetchval("SELECT pg_backend_pid()", timeout=self._timeout_seconds))
+        except asyncpg.InvalidSQLStatementNameError as error:
+            # Prepared in one session, asked for in another.
+            raise PooledError from error
+        finally:
+            for connection in both:
+                await connection.close(timeout=5)
+        if seen[0] & seen[1] or any(len(pids) > 1 for pids in seen):
+            raise PooledError
 
     async def close(self) -> None:
         """Give up the claim to the database and close every connection; those in use are given 5 seconds."""
@@ -158,7 +190,9 @@ class Database:
         """A connection for one or a few reads.
 
         Raises:
-            DatabaseUnavailableError: no connection in time, the connection broke, or a statement ran too long.
+            DatabaseUnavailableError: no connection in time, the connection broke, a statement ran too long, or there is
+                no room on the disk.
+            DatabaseConflictError: the transaction was rolled back for another's sake.
         """
         if self._pool is None:
             raise DatabaseUnavailableError("closed")
@@ -167,6 +201,8 @@ class Database:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
                 self.waits.observe(time.monotonic() - asked)
                 yield connection
+        except asyncpg.exceptions.TransactionRollbackError as error:
+            raise DatabaseConflictError(type(error).__name__) from error
         except _UNAVAILABLE as error:
             raise self._out_of_reach(error) from error
 
@@ -273,6 +309,9 @@ _UNAVAILABLE = (
     asyncpg.exceptions.AdminShutdownError,
     asyncpg.exceptions.CrashShutdownError,
     asyncpg.exceptions.CannotConnectNowError,
-    asyncpg.exceptions.TooManyConnectionsError,
+    # Too many connections, a full disk, no memory.
+    asyncpg.exceptions.InsufficientResourcesError,
+    # The server behind the address is a standby now.
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.QueryCanceledError,
 )

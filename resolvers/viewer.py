@@ -27,7 +27,7 @@ class ViewerMutation:
 
     @strawberry.mutation(description="A new identity without sign-in, where the operator allows it. Needs no token.")
     async def start_anonymous_session(self, info: Info) -> AnonymousSession:
-        session = await info.context.services.sessions.start_anonymous()
+        session = await info.context.services.sessions.start_anonymous(info.context.address)
         return AnonymousSession(
             token=session.token,
             expires_at=datetime.fromtimestamp(session.viewer.expires_at, UTC),

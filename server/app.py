@@ -9,6 +9,7 @@ from graph.context import Services
 from graph.schema import build_schema
 from server.account_files import AccountFiles
 from server.attachments import AttachmentHttp
+from server.connections import Connections
 from server.files import FileLinks
 from server.graphiql import GraphiQL
 from server.graphql_http import GraphQLHttp, error_response, not_allowed
@@ -45,7 +46,8 @@ class Application:
         self._origins = Origins(settings.allowed_origins)
         self._http = GraphQLHttp(schema, services, operations)
         self.sockets = GraphQLSockets(schema, services, limits, operations)
-        self.requests = Requests()
+        self.connections = Connections()
+        self.requests = Requests(self.connections)
         self.web = web.Application(
             client_max_size=settings.max_request_bytes,
             middlewares=[self.requests.named(), self._origins.preflight()],

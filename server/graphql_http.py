@@ -12,6 +12,7 @@ ones so by default; there are no cookies, so a forged GET carries no identity. B
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -31,6 +32,9 @@ from server.bodies import pieces
 from server.identity import viewer_of_headers
 from server.operations import Operation, Operations
 from services.errors import BadUserInputError, ErrorCode, UnauthenticatedError, UnavailableError
+
+# For a JSON body, to its end; a form with a file has the deadlines of `server.bodies`.
+BODY_SECONDS = 30.0
 
 _RESPONSE_TYPE = "application/graphql-response+json"
 _PREFLIGHT = ("GraphQL-Preflight", "Apollo-Require-Preflight")
@@ -86,9 +90,15 @@ class GraphQLHttp:
         if request.content_type != "application/json":
             return error_response(415, ErrorCode.BAD_USER_INPUT, "Send the request as application/json.")
         try:
-            asked = GraphQLRequest(orjson.loads(await request.read()))
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+            asked = GraphQLRequest(orjson.loads(body))
+        except TimeoutError:
+            return error_response(408, ErrorCode.BAD_USER_INPUT, "The body did not come to its end in time.")
         except web.HTTPRequestEntityTooLarge as refusal:
             return error_response(413, ErrorCode.PAYLOAD_TOO_LARGE, refusal.text or "The request is too large.")
+        except web.RequestPayloadError:
+            return error_response(400, ErrorCode.BAD_USER_INPUT, "The body is not in the encoding that it names.")
         except orjson.JSONDecodeError:
             return error_response(400, ErrorCode.BAD_USER_INPUT, "The request is not JSON in UTF-8.")
         except BadRequestError as refusal:
@@ -162,11 +172,12 @@ class GraphQLHttp:
 
     async def _context(self, request: web.Request) -> Context:
         try:
-            return Context(self._services, await viewer_of_headers(self._services.identities, request.headers))
+            viewer = await viewer_of_headers(self._services.identities, request.headers)
+            return Context(self._services, viewer, address=request.remote)
         except (UnauthenticatedError, UnavailableError) as refusal:
-            return Context(self._services, refusal=refusal)
+            return Context(self._services, refusal=refusal, address=request.remote)
         except DatabaseUnavailableError:
-            return Context(self._services, refusal=UnavailableError())
+            return Context(self._services, refusal=UnavailableError(), address=request.remote)
 
 
 async def _form(request: web.Request) -> GraphQLRequest:

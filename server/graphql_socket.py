@@ -235,7 +235,12 @@ class _Socket:
             return await self._refresh(payload)
         # Not echoed with a token in it: a pong is often logged.
         echoed = {} if payload is None or names_token else {"payload": payload}
-        return await self._send({"type": "pong"} | echoed)
+        try:
+            pong = orjson.dumps({"type": "pong"} | echoed).decode()
+        except TypeError:
+            # Deeper than what is written may be, though not than what is read.
+            return await self.close(4400, "The payload of a ping is nested too deeply")
+        return await self._ws.send_str(pong)
 
     async def _refresh(self, payload: dict[str, Any]) -> None:
         """Take a new token of the same viewer: the socket lives as long as it does."""
@@ -289,7 +294,7 @@ class _Socket:
             task.cancel()
 
     async def _run(self, operation_id: str, asked: GraphQLRequest) -> None:
-        context = Context(self._sockets.services, self.viewer)
+        context = Context(self._sockets.services, self.viewer, address=self._request.remote)
         try:
             with self._sockets.operations.running(context) as operation:
                 last = await self._follow(operation_id, asked, operation)

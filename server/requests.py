@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from models.log_fields import log_scope
+from server.connections import Connections
 from server.operations import new_request_id
 
 HEADER = "X-Request-Id"
@@ -21,7 +22,8 @@ _KEY = web.RequestKey("request_id", str)
 class Requests:
     """The requests of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
         self.responses: Counter[tuple[str, str, int]] = Counter()
         """By method, route and status; an upgrade to a WebSocket is 101."""
 
@@ -32,6 +34,7 @@ class Requests:
         async def middleware(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
+            self._connections.heard(request)
             sent = request.headers.get(HEADER, "")
             request[_KEY] = request_id = sent if _SANE.fullmatch(sent) else new_request_id()
             with log_scope(request_id=request_id):

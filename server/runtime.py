@@ -16,7 +16,7 @@ from aiohttp import web
 
 from config import VENDORS, Settings, SettingsError
 from graph.context import Services
-from models.database import Database, DatabaseUnavailableError
+from models.database import Database, DatabaseUnavailableError, PooledError
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import new_id
 from models.parts import Part
@@ -30,6 +30,7 @@ from providers.registry import ModelRecord, ModelRegistry, UnknownModelError
 from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, load_scripts
 from server.account_files import AccountFiles
 from server.app import Application
+from server.connections import KEEPALIVE_SECONDS
 from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
 from server.operations import Operations
@@ -89,8 +90,14 @@ _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
 # A restart or failover of Valkey's that is over by then is nobody's business; readers see a pause.
 _CHANNEL_PATIENCE_SECONDS = 5.0
+# What one address may begin a minute, so many addresses may together.
+_ADDRESSES_AT_ONCE = 10
 _DRAINING = "draining"
 _OUT_OF_REACH = "out of reach"
+_POOLED = (
+    "a pooler in transaction mode is in between; use its session mode, or the address of PostgreSQL itself "
+    "(this server has a pool of its own)"
+)
 _NOT_ALONE = "another server uses this database, and BROADCAST_URL=memory:// allows one only"
 
 
@@ -305,8 +312,12 @@ class Server:
             url, pool_size=settings.database_pool_size, timeout_seconds=settings.database_timeout_seconds
         )
         try:
+            if settings.database_url is not None:
+                await database.check_sessions()
             await database.migrate()
             await database.connect()
+        except PooledError as error:
+            raise SettingsError(f"DATABASE_URL: {_POOLED}") from error
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             whose = "the embedded database" if settings.database_url is None else "DATABASE_URL: the database"
             raise SettingsError(f"{whose} cannot be used ({_without_address(error)})") from error
@@ -334,6 +345,8 @@ class Server:
                 EmbeddedPostgresError,
             ) as error:
                 log.warning("the database is out of reach: %s", type(error).__name__)
+            except Exception:
+                log.exception("watching the database failed; trying again")
 
     async def _registry(self) -> ModelRegistry:
         settings = self.settings
@@ -464,11 +477,13 @@ class Server:
         self, models: Models, titles: Titles, trusted: list[Issuer], attachments: Attachments, storage: Storage
     ) -> Services:
         settings = self.settings
+        per_minute = settings.anonymous_sessions_per_minute
         sessions = Sessions(
             self.database,
             secret=self._secret,
             ttl_seconds=settings.session_ttl_seconds,
             allowed=settings.anonymous_sessions,
+            take=Rates(each=per_minute, total=per_minute * _ADDRESSES_AT_ONCE).take,
         )
         identities = Identities(self.database, sessions, trusted)
         messages = Messages(self.database)
@@ -545,16 +560,22 @@ class Server:
             self._show_metrics(self.settings.metrics_token, services)
         self.application.sockets.start()
         self._stack.push_async_callback(self.application.sockets.stop)
-        runner = web.AppRunner(self.application.web, handle_signals=False, access_log=None, shutdown_timeout=2)
+        runner = web.AppRunner(
+            self.application.web,
+            handle_signals=False,
+            access_log=None,
+            shutdown_timeout=2,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+        )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self.settings.host, self.settings.port)
+        assert runner.server is not None
+        connections = self.application.connections
+        self._stack.push_async_callback(connections.close)
         try:
-            await site.start()
+            self.address = await connections.listen(runner.server, self.settings.host, self.settings.port)
         except OSError as error:
             raise SettingsError(f"HOST and PORT: cannot listen there ({error.strerror or error})") from error
-        host, port = runner.addresses[0][:2]
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def _ingest(self) -> Ingest | None:
         settings = self.settings

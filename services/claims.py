@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 
-from models.database import Database
+from models.database import Database, DatabaseConflictError
 from services.errors import (
     BadUserInputError,
     ForbiddenError,
@@ -164,7 +164,7 @@ class Claims:
             try:
                 async with self._database.transaction() as connection:
                     return await self._move(connection, user_id, anonymous_id)
-            except (_BusyError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            except (_BusyError, asyncpg.LockNotAvailableError, DatabaseConflictError):
                 await asyncio.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1))  # noqa: S311
 
     async def _move(self, connection: Connection, user_id: UUID, anonymous_id: UUID) -> Claimed:

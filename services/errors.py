@@ -122,6 +122,12 @@ class ImportRefusedError(BadUserInputError):
         self.line = line
 
 
+class RateLimitedError(CallerError):
+    """Too much in a short time, from one place or from all of them."""
+
+    code = ErrorCode.RATE_LIMITED
+
+
 class QuotaExceededError(CallerError):
     """The viewer's files may not take more room than they do."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -11,7 +12,7 @@ import jwt
 
 from models.database import Database
 from models.ids import IdKind, MalformedIdError, new_id, outside_id, parse_id
-from services.errors import ForbiddenError, UnauthenticatedError
+from services.errors import ForbiddenError, RateLimitedError, UnauthenticatedError
 from services.kept_secrets import kept_secret
 
 OUR_ISSUER = "threadgraph"
@@ -43,22 +44,40 @@ class Sessions:
         secret: at least 32 bytes; whoever has it can be anyone.
         ttl_seconds: lifetime of a new session.
         allowed: whether new sessions are handed out.
+        take: asked for each new session with the address it is for; 0, or the seconds after which there would be one.
     """
 
-    def __init__(self, database: Database, *, secret: str, ttl_seconds: int, allowed: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        secret: str,
+        ttl_seconds: int,
+        allowed: bool,
+        take: Callable[[str | None], int] = lambda address: 0,
+    ) -> None:
         self._database = database
         self._secret = secret
         self._ttl_seconds = ttl_seconds
         self._allowed = allowed
+        self._take = take
 
-    async def start_anonymous(self) -> Session:
+    async def start_anonymous(self, address: str | None = None) -> Session:
         """A new identity that owns nothing yet.
+
+        Args:
+            address: whose it will be.
 
         Raises:
             ForbiddenError: the operator does not allow anonymous sessions.
+            RateLimitedError: too many were begun a moment ago.
         """
         if not self._allowed:
             raise ForbiddenError("This server does not hand out anonymous sessions; sign in.")
+        if wait := self._take(address):
+            raise RateLimitedError(
+                "Too many anonymous sessions were begun from here; try again later.", retry_after=wait
+            )
         user_id = new_id()
         async with self._database.acquire() as connection:
             await connection.execute("INSERT INTO users (id, anonymous) VALUES ($1, true)", user_id)

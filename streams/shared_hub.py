@@ -382,6 +382,9 @@ class SharedHub(Hub):
         except DatabaseUnavailableError as error:
             log.warning("ends of answers wait for the database: %s", error)
             return
+        except Exception:
+            log.exception("looking for ends of answers failed; trying again")
+            return
         for message_id in ids:
             buffer, written = self._followed.get(message_id), found.get(message_id)
             if buffer is None or buffer.closed:

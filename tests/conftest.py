@@ -88,6 +88,7 @@ def test_settings(database_url: str, data_dir: Path, **changes: object) -> Setti
         "database_url": database_url,
         "session_secret": "s" * 32,
         "auth_shared_secret": SHARED_SECRET,
+        "anonymous_sessions_per_minute": 1_000_000,
         "checkpoint_seconds": 0.1,
         "shutdown_grace_seconds": 5.0,
         "database_pool_size": 20,

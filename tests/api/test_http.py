@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 from io import BytesIO
@@ -83,6 +84,49 @@ async def test_only_json_is_executed(client: Client, media: str) -> None:
     status, answer, _ = await post(client, body, **{"Content-Type": media})
     assert status == 415
     assert "data" not in answer
+
+
+NUMBERS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400000",
+    "9223372036854775808",
+    "-1e308",
+    "2147483648",
+    "1.5",
+    "0x10",
+    "1_0",
+]
+DEEP = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, DEEP], ids=lambda value: value[:20])
+async def test_a_number_that_cannot_be_one_and_nesting_without_end_are_typed_errors(client: Client, value: str) -> None:
+    typed = {"BAD_USER_INPUT", "GRAPHQL_PARSE_FAILED", "GRAPHQL_VALIDATION_FAILED", "QUERY_TOO_COMPLEX"}
+    variable = b'{"query":"query($n: Int) { threads(first: $n) { nodes { id } } }","variables":{"n":' + value.encode()
+    written = orjson.dumps({"query": f"{{ threads(first: {value}) {{ nodes {{ id }} }} }}"})
+    for body in (variable + b"}}", written):
+        status, answer, _ = await post(client, body, Authorization=f"Bearer {client.token}")
+        assert status in (200, 400)
+        assert {error["extensions"]["code"] for error in answer["errors"]} <= typed
+        assert len(orjson.dumps(answer)) < 2_000
+
+
+@pytest.mark.parametrize(
+    "query", ["{ ... @defer { viewer { id } } }", "{ threads { nodes @stream(initialCount: 1) { id } } }"]
+)
+async def test_answers_come_in_one_piece(client: Client, query: str) -> None:
+    with pytest.raises(GraphQLErrors) as refused:
+        await client.run(query)
+    assert refused.value.code == "GRAPHQL_VALIDATION_FAILED"
+
+
+async def test_a_hash_of_a_document_is_no_document(client: Client) -> None:
+    for more in ({}, {"query": ""}, {"query": None}):
+        asked = {"extensions": {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}} | more
+        status, answer, _ = await post(client, orjson.dumps(asked))
+        assert (status, answer["errors"][0]["extensions"]["code"]) == (400, "BAD_USER_INPUT")
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
@@ -251,6 +295,25 @@ async def test_health_and_security_headers(client: Client) -> None:
             assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", path) for path in ("/", "/nope", "/graphql", "/graphql?query={__typename}", "/readyz", "/exports/x")),
+        *(("POST", path) for path in ("/graphql", "/attachments", "/import", "/nope")),
+        *(("PUT", path) for path in ("/graphql", "/files/x")),
+    ],
+)
+async def test_no_answer_lets_a_browser_guess_what_it_is(client: Client, method: str, path: str) -> None:
+    headers = {"Accept": "text/html"} if path in ("/", "/graphql") else {}
+    async with client.http.request(
+        method, client.address + path, headers=headers, data=b"<script>", allow_redirects=False
+    ) as response:
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "Set-Cookie" not in response.headers
+        if response.content_type == "text/html":
+            assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+
+
 async def test_without_introspection_nothing_of_the_schema_is_told(postgres_url: str, tmp_path: Any) -> None:
     url = await make_database(postgres_url)
     server = Server(test_settings(url, tmp_path, introspection=False, graphiql=False))
@@ -270,3 +333,50 @@ async def test_without_introspection_nothing_of_the_schema_is_told(postgres_url:
 
 def test_no_test_runs_with_settings_of_the_machine() -> None:
     assert "OPENAI_API_KEY" not in os.environ
+
+
+async def head_of(client: Client, begun: bytes) -> bytes:
+    """What comes on a connection on which a request was begun so, until the server closes it."""
+    host, port = client.address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(begun)
+        async with asyncio.timeout(20):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.graphql_http.BODY_SECONDS", 0.1)
+    begun = (
+        b'POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"query":'
+    )
+    answer = await head_of(client, begun)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"BAD_USER_INPUT" in answer
+
+
+async def test_headers_that_do_not_come_are_not_waited_for(
+    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.connections.SILENCE_SECONDS", 0.2)
+    server = Server(test_settings(await make_database(postgres_url), tmp_path))
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            for begun in (b"", b"POST /graph", b"POST /graphql HTTP/1.1\r\nHost: x\r\nX-One: "):
+                assert await head_of(client, begun) in (b"", b"HTTP/1.1 408 Request Timeout")
+    finally:
+        await server.drain()
+        await server.close()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+async def test_a_body_that_is_not_what_it_says_is_refused(client: Client, encoding: str) -> None:
+    body = b"this is compressed by nobody"
+    headers = {"Content-Type": JSON, "Content-Encoding": encoding}
+    async with client.http.post(client.url, data=body, headers=headers) as response:
+        assert response.status == 400
+        answer = await response.read()
+    assert b"Traceback" not in answer

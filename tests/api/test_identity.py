@@ -117,6 +117,33 @@ async def test_anonymous_sessions_are_taken_beside_an_issuer(server: Server) -> 
         assert (await client.run("{ viewer { anonymous } }"))["viewer"] == {"anonymous": True}
 
 
+async def test_nobody_begins_more_anonymous_sessions_than_are_allowed(
+    postgres_url: str, tmp_path: Path, issuer: KeyServer
+) -> None:
+    begin = "mutation { a: startAnonymousSession { token } b: startAnonymousSession { token } }"
+    async with (
+        serving(postgres_url, tmp_path, issuer, anonymous_sessions_per_minute=5) as server,
+        connect(server.address) as client,
+    ):
+        # Aliases and operations of a socket count as much as requests.
+        await client.run(begin)
+        async with client.subscribe(begin, {}) as operation:
+            await operation.next()
+        with pytest.raises(GraphQLErrors) as refused:
+            await client.run(begin, {})
+        assert (refused.value.code, refused.value.errors[0]["path"]) == ("RATE_LIMITED", ["b"])
+        assert 10 <= refused.value.extensions["retryAfter"] <= 12
+        async with client.socket(init=None) as ws:
+            await hear(ws, "connection_ack")
+            await say(ws, {"id": "1", "type": "subscribe", "payload": {"query": begin}})
+            assert "RATE_LIMITED" in str(await hear(ws, "next"))
+        connection = await asyncpg.connect(server.database.url)
+        assert await connection.fetchval("SELECT count(*) FROM users") == 5
+        await connection.close()
+        # Whoever signs in is not kept from it.
+        await client.sign_in_with(issuer.token())
+
+
 async def test_without_anonymous_sessions_only_the_issuers_tokens_are_good(
     postgres_url: str, tmp_path: Path, issuer: KeyServer
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
+import zlib
 from typing import Any
 
 import aiohttp
@@ -146,6 +148,51 @@ async def test_a_message_over_the_limit_closes_with_1009(client: Client) -> None
         assert await closed_with(ws) == 1009
 
 
+def frame(opcode: int, payload: bytes, *, first_bits: int = 0) -> bytes:
+    """A frame of a client, with a mask that changes nothing."""
+    length = struct.pack("!B", 0x80 | len(payload)) if len(payload) < 126 else struct.pack("!BQ", 0xFF, len(payload))
+    return struct.pack("!B", first_bits | opcode) + length + bytes(4) + payload
+
+
+FIN, RSV1, CONTINUATION, TEXT, PING = 0x80, 0x40, 0, 1, 9
+COMPRESSED = frame(TEXT, zlib.compress(bytes(10_000_000)), first_bits=FIN | RSV1)
+HUGE = struct.pack("!BBQ", FIN | TEXT, 0xFF, 1 << 40) + bytes(4)
+# What is sent first, what follows how often, and with what the socket is closed.
+FLOODS = {
+    "fragments without end": (frame(TEXT, b"x" * 100_000), frame(CONTINUATION, b"x" * 100_000), 200, 1009),
+    "tiny fragments without end": (frame(TEXT, b"x"), frame(CONTINUATION, b"x") * 10_000, 200, 1009),
+    "compressed, though nobody agreed to it": (COMPRESSED, b"", 0, 1002),
+    "a frame that says it is huge": (HUGE, b"x" * 100_000, 1, 1009),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_frames_that_would_fill_the_memory_close_the_socket(client: Client, flood: str) -> None:
+    first, following, times, code = FLOODS[flood]
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        transport = transport_of(ws)
+        closing = asyncio.create_task(closed_with(ws))
+        transport.write(first)
+        for _ in range(times):
+            if closing.done() or transport.is_closing():
+                break
+            transport.write(following)
+            await asyncio.sleep(0.001)
+        # Whoever is still sending may find the connection reset before they read why.
+        assert await closing in (code, 1006)
+
+
+async def test_a_flood_of_pings_keeps_no_other_from_its_answers(client: Client) -> None:
+    async with socket(client) as flooding:
+        await initialised(client, flooding)
+        reading = asyncio.create_task(flooding.receive())
+        for _ in range(50):
+            transport_of(flooding).write(frame(PING, b"x" * 100, first_bits=FIN) * 500)
+            assert await client.run("{ __typename }") == {"__typename": "Query"}
+        reading.cancel()
+
+
 async def test_ping_is_answered_with_its_payload_and_pong_is_taken(client: Client) -> None:
     async with socket(client) as ws:
         await say(ws, {"type": "ping"})
@@ -153,6 +200,45 @@ async def test_ping_is_answered_with_its_payload_and_pong_is_taken(client: Clien
         await say(ws, {"type": "pong", "payload": {}})
         await say(ws, {"type": "ping", "payload": {"a": 1}})
         assert await hear(ws) == {"type": "pong", "payload": {"a": 1}}
+
+
+@pytest.mark.parametrize("depth", [100, 300, 900, 100_000])
+async def test_a_deep_message_is_answered_or_closes_with_4400(client: Client, depth: int) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    for message in (
+        f'{{"type":"ping","payload":{nested}}}',
+        f'{{"type":"connection_init","payload":{nested}}}',
+        f'{{"type":"subscribe","id":"1","payload":{{"query":"{{__typename}}","variables":{nested}}}}}',
+    ):
+        async with socket(client) as ws:
+            if "subscribe" in message:
+                await initialised(client, ws)
+            await ws.send_str(message)
+            async with asyncio.timeout(20):
+                frame = await ws.receive()
+            if frame.type is aiohttp.WSMsgType.TEXT:
+                assert orjson.loads(frame.data)["type"] in ("pong", "connection_ack", "next")
+            else:
+                assert ws.close_code == 4400
+
+
+async def test_nothing_is_left_of_operations_that_were_begun_and_completed(client: Client, server: Server) -> None:
+    turn = await client.send("A thousand times", model="hangs")
+    read = READ, turn["assistantMessage"]["id"]
+    tasks = len(asyncio.all_tasks())
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        await say(ws, {"type": "complete", "id": "of nobody"})
+        for n in range(1_000):
+            await say(ws, subscribe(read[0], str(n), id=read[1]))
+            await say(ws, {"type": "complete", "id": str(n)})
+        await say(ws, subscribe("{ __typename }", "last"))
+        while (await hear(ws))["id"] != "last":
+            pass
+        async with asyncio.timeout(10):
+            while server.application.sockets.running or len(asyncio.all_tasks()) > tasks + 3:
+                await asyncio.sleep(0.01)
+    await client.stop(turn["assistantMessage"]["id"])
 
 
 async def test_queries_and_mutations_run_on_a_socket_and_complete(client: Client) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import resource
 import socket
+import struct
 import uuid
 from typing import Any
 
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 
 from providers.base import FailureCode, ProviderFailure
 from server.runtime import Server
+from streams.buffer import MAX_DELTA_CHARS
 from tests.client import READ, Client, GraphQLErrors, connect, text_of, transport_of
 from tests.scripts import SCRIPTS, ReasoningDelta, TextDelta, ToolCall
 
@@ -128,6 +133,144 @@ async def test_joining_before_midway_at_the_end_and_after_it_gives_the_whole(cli
     after = await client.read(driven.id)
     assert [event["__typename"] for event in after] == ["MessageDelta", "MessageEnded"]
     assert after[-1] == first[-1]
+
+
+async def reset(client: Client, message_id: str, held: str, cursor: str | None, count: int) -> tuple[str, str | None]:
+    """Read on until so many more characters are held, then lose the connection by a reset; what is held then."""
+    async with client.reading(message_id, cursor) as subscription:
+        until = len(held) + count
+        while len(held) < until:
+            payload = await subscription.next()
+            assert payload is not None
+            event = payload["data"]["messageStream"]
+            cursor = event["cursor"]
+            if event["__typename"] == "MessageEnded":
+                break
+            held += event["text"]
+        with contextlib.suppress(OSError):
+            connection = transport_of(subscription.ws).get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        subscription.abort()
+    return held, cursor
+
+
+async def test_two_tabs_that_are_reset_again_and_again_hold_the_whole_text(client: Client) -> None:
+    """CHECKLIST R1, R9: 20 answers, two tabs each, five resets each, wherever they fall."""
+    chance = random.Random(9)
+
+    async def tab(message_id: str, counts: list[int]) -> str:
+        held, cursor = "", None
+        for count in counts:
+            held, cursor = await reset(client, message_id, held, cursor, count)
+        return held + text_of(await client.read(message_id, cursor))
+
+    async def one() -> None:
+        driven = await Driven(client).begin()
+        words = [f"{DIFFICULT[n % len(DIFFICULT)]}{n} " for n in range(120)]
+        tabs = [asyncio.create_task(tab(driven.id, [chance.randrange(1, 60) for _ in range(5)])) for _ in range(2)]
+        for word in words:
+            driven.say(word)
+            await asyncio.sleep(0.002)
+        driven.end()
+        whole = "".join(words)
+        assert await asyncio.gather(*tabs) == [whole, whole]
+        assert (await client.message(driven.id))["text"] == whole
+
+    for _ in range(4):
+        await asyncio.gather(*(one() for _ in range(5)))
+
+
+async def test_whoever_comes_after_the_last_reader_left_is_served(client: Client, server: Server) -> None:
+    driven = await Driven(client).begin()
+    held, cursor = "", None
+    for n in range(100):
+        async with client.reading(driven.id, cursor) as subscription:
+            driven.say(f"{n} ")
+            for event in await gather_until(subscription, len(f"{n} ")):
+                held, cursor = held + event["text"], event["cursor"]
+        if n % 2:
+            # Not before the server knows that nobody reads any more.
+            async with asyncio.timeout(10):
+                while any(buffer.readers_waiting for buffer in server.hub):
+                    await asyncio.sleep(0)
+    driven.end()
+    whole = "".join(f"{n} " for n in range(100))
+    assert held == whole == (await client.finish(driven.id))["text"]
+
+
+async def test_a_thousand_readers_that_come_back_at_once_all_catch_up(client: Client) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8_192)), hard))
+    driven = await Driven(client).begin()
+    words = [f"word{n} " for n in range(110)]
+    driven.say(*words[:100])
+    async with client.reading(driven.id) as subscription:
+        seen = await gather_until(subscription, len("".join(words[:100])))
+    cursors = [None, seen[-1]["cursor"]]
+    begun = asyncio.Event()
+
+    async def come_back(number: int) -> str:
+        await begun.wait()
+        return text_of(await client.read(driven.id, cursors[number % 2]))
+
+    readers = [asyncio.create_task(come_back(number)) for number in range(1_000)]
+    begun.set()
+    for word in words[100:]:
+        driven.say(word)
+        await asyncio.sleep(0.05)
+    driven.end()
+    whole = "".join(words)
+    rest = "".join(words[100:])
+    assert await asyncio.gather(*readers) == [whole, rest] * 500
+
+
+async def test_a_new_answer_is_another_stream_than_the_old_one(client: Client) -> None:
+    driven = await Driven(client).begin()
+    driven.say("old words")
+    async with client.reading(driven.id) as tab:
+        seen = await gather_until(tab, 9)
+        with pytest.raises(GraphQLErrors) as busy:
+            await client.retry(driven.id, model="driven")
+        assert busy.value.code == "THREAD_BUSY"
+        driven.end()
+        assert [event["__typename"] async for event in tab.events()] == ["MessageEnded"]
+    # The same question again: the tab of before is told of another message, and its cursor is none of that one.
+    turn = await client.retry(driven.id, model="driven")
+    new = turn["assistantMessage"]["id"]
+    assert new != driven.id
+    with pytest.raises(GraphQLErrors) as mismatch:
+        await client.read(new, seen[-1]["cursor"])
+    assert mismatch.value.code == "CURSOR_MISMATCH"
+    driven.say("new ")
+    async with client.reading(new) as other_tab:
+        assert text_of(await gather_until(other_tab, 4)) == "new "
+        assert text_of(await client.read(driven.id)) == "old words"
+        assert await client.read(driven.id, seen[-1]["cursor"]) == (await client.read(driven.id))[1:]
+    driven.end()
+    assert (await client.finish(new))["text"] == "new "
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["x"] * 50_000, ["\U0001f989"] * 5_000, ["y" * 1_000_000], []],
+    ids=["50,000 characters one by one", "wide characters one by one", "a megabyte at once", "nothing at all"],
+)
+async def test_an_answer_in_pieces_of_any_size_is_read_whole_in_bounded_frames(
+    client: Client, texts: list[str]
+) -> None:
+    driven = await Driven(client).begin()
+    whole = "".join(texts)
+    async with client.reading(driven.id) as early:
+        driven.say(*texts)
+        driven.end()
+        events = [event async for event in early.events()]
+        late = await client.read(driven.id)
+    for read in (events, late):
+        assert text_of(read) == whole
+        assert all(0 < len(event["text"]) <= MAX_DELTA_CHARS for event in read[:-1])
+        assert (read[-1]["__typename"], read[-1]["message"]["text"]) == ("MessageEnded", whole)
+        # An answer of nothing has failed, and says so.
+        assert read[-1]["message"]["status"] == ("COMPLETE" if whole else "FAILED")
 
 
 async def test_behind_its_end_a_stream_has_nothing_more(client: Client) -> None:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.ids import IdKind, new_id, parse_id
+from models.ids import IdKind, new_id, outside_id, parse_id
 from server.runtime import Server
+from tests.api.test_forks import long_thread
 from tests.client import Client, GraphQLErrors, connect
 
 LIST = """
@@ -206,6 +207,51 @@ async def test_messages_are_paged_along_the_active_path_both_ways(client: Client
                     break
                 cursor = page["pageInfo"]["startCursor" if backwards else "endCursor"]
             assert seen == whole
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_ten_thousand_messages_are_each_paged_once_while_others_are_written(
+    client: Client, server: Server, backwards: bool
+) -> None:
+    database = await asyncpg.connect(server.database.url)
+    try:
+        ids = [outside_id(IdKind.MESSAGE, key) for key in await long_thread(database, client, 10_000)]
+    finally:
+        await database.close()
+    thread = (await client.run("{ threads { nodes { id } } }"))["threads"]["nodes"][0]["id"]
+    done = asyncio.Event()
+    written: list[str] = []
+
+    async def write() -> None:
+        while not done.is_set():
+            turn = await client.send("In between", threadId=thread)
+            written.extend((turn["userMessage"]["id"], turn["assistantMessage"]["id"]))
+            await client.finish(turn["assistantMessage"]["id"])
+
+    writing = asyncio.create_task(write())
+    backward = ("last", "before", "hasPreviousPage", "startCursor")
+    size, place, has_more, next_place = backward if backwards else ("first", "after", "hasNextPage", "endCursor")
+    query = f"""
+    query($id: ID!, $cursor: Cursor) {{
+      thread(id: $id) {{ messages({size}: 100, {place}: $cursor) {{
+        nodes {{ id }} pageInfo {{ {has_more} {next_place} }} }} }}
+    }}
+    """
+    seen: list[str] = []
+    cursor, more = None, True
+    while more:
+        page = (await client.run(query, {"id": thread, "cursor": cursor}))["thread"]["messages"]
+        found = [node["id"] for node in page["nodes"]]
+        seen = found + seen if backwards else seen + found
+        cursor, more = page["pageInfo"][next_place], page["pageInfo"][has_more]
+        if len(seen) > 10_000:
+            done.set()
+    done.set()
+    await writing
+    assert len(written) >= 2
+    # What was written meanwhile follows, as far as it was there when its page was read.
+    assert seen[:10_000] == ids
+    assert seen[10_000:] == written[: len(seen) - 10_000]
 
 
 async def test_nodes_finds_threads_and_messages_in_order(client: Client, other: Client) -> None:

@@ -47,7 +47,7 @@ def test_the_page_on_identity_names_every_setting_of_it() -> None:
     names = [
         item.metadata["env"] for item in fields(Settings) if item.name.startswith(("auth_", "session_", "anonymous"))
     ]
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         assert f"`{name}" in page, name
 
@@ -66,6 +66,7 @@ def test_the_page_on_identity_says_how_long_things_hold() -> None:
     assert f"at most {MAX_LIFETIME_SECONDS / 86_400:g} days ahead" in page
     assert f"At most {MAX_TOKEN_CHARS:,} characters" in page
     assert f"{MAX_KEY_SET_BYTES // 1_024} KiB" in page
+    assert f"`ANONYMOUS_SESSIONS_PER_MINUTE` ({Settings.anonymous_sessions_per_minute})" in page
     assert f"`AUTH_LEEWAY_SECONDS` ({Settings.auth_leeway_seconds:g}, at most 60)" in page
 
 
@@ -113,6 +114,17 @@ def test_every_test_that_the_promises_name_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize(("page", "kind", "last"), [("faults", "R", 70), ("attacks", "S", 60)])
+def test_every_fault_and_attack_is_listed_once_with_a_test_that_exists(page: str, kind: str, last: int) -> None:
+    rows = re.findall(rf"^\| {kind}(\d+) \| (.+?) \| (.*) \|$", (ROOT / f"docs/{page}.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, last + 1))
+    for number, _, proof in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", proof)
+        assert tests or "Not covered" in proof, f"{kind}{number}: name a test, or say why there is none"
+        for path, name in tests:
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{kind}{number}: {path}::{name}"
+
+
 def test_the_page_of_scripted_models_lists_models_and_failures() -> None:
     page = (ROOT / "docs/scripted-models.md").read_text()
     for name in (*BUILT_IN_SCRIPTS, *FailureCode.__members__):
@@ -140,6 +152,16 @@ def test_ci_calls_what_the_readme_says() -> None:
     for command in ("make check", "make clients", "make test"):
         assert command in ci
         assert command in README
+
+
+def test_no_locked_version_has_a_hole_that_was_mended() -> None:
+    for lock in ("run", "dev"):
+        found = re.search(
+            r"^strawberry-graphql==([\d.]+)", (ROOT / f"requirements/{lock}.lock").read_text(), re.MULTILINE
+        )
+        assert found is not None
+        # CVE-2026-35523 and CVE-2026-35526.
+        assert tuple(map(int, found[1].split("."))) >= (0, 312, 3)
 
 
 def test_a_lock_file_names_no_registry_and_hashes_everything() -> None:

@@ -17,8 +17,10 @@ from models.database import Database
 from models.ids import IdKind, outside_id
 from server.runtime import Server
 from services.viewer import Sessions
+from tests.api.test_changes import mutate
 from tests.client import connect
 from tests.conftest import make_database, test_settings
+from tests.scripts import SCRIPTS, TextDelta
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (ROOT / "models/migrations").glob("[0-9]*.py"))
@@ -228,3 +230,75 @@ async def test_a_database_that_a_newer_version_migrated_is_left_as_it_is(postgre
         before = await columns_of(connection)
         assert await database.migrate() == []
         assert await columns_of(connection) == before
+
+
+async def test_statements_of_the_previous_release_work_on_the_tables_of_this_one(postgres_url: str) -> None:
+    url, old = await make_database(postgres_url), await make_database(postgres_url)
+    database = database_at(url)
+    await database_at(old).migrate(to=PREVIOUS_RELEASE)
+    await database.migrate()
+    async with connected(old) as before, connected(url) as after:
+        columns = await columns_of(before)
+        there_are = await columns_of(after)
+        for table, names in columns.items():
+            assert set(names) <= set(there_are[table]), "a server of the release before reads and writes them"
+        # Fewer rows than above, and with every trigger and every check of what belongs together.
+        written = FILL.replace("SET LOCAL session_replication_role = replica;", "").replace("99999", "1999")
+        assert written.count("1999") == 1
+        await after.execute(written)
+        await before.execute(written)
+        of_old = await contents(before, columns)
+        assert await contents(after, columns) == of_old
+        assert of_old["messages"][0] == 2_000
+        assert await after.fetchval(ROLLUP_DIFFERENCES) == 0
+
+
+async def test_a_server_goes_on_while_a_newer_version_adds_to_its_tables(postgres_url: str, tmp_path: Path) -> None:
+    url = await make_database(postgres_url)
+    server = Server(test_settings(url, tmp_path, database_pool_size=3), providers=SCRIPTS.models())
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            await client.sign_in()
+
+            async def use(question: str) -> None:
+                """Statements that the connections of the server have prepared by the second time."""
+                turn = await client.send(question, model="driven")
+                queue = SCRIPTS.driven.queue(question)
+                async with client.reading(turn["assistantMessage"]["id"]) as reading:
+                    queue.put_nowait(TextDelta("a word"))
+                    await reading.next()
+                    if question == "during":
+                        await add()
+                    queue.put_nowait(None)
+                    events = [event async for event in reading.events()]
+                assert events[-1]["message"]["status"] == "COMPLETE"
+                thread_id = turn["thread"]["id"]
+                assert len(await client.path(thread_id)) == 2
+                for name, given in (
+                    ("renameThread", {"threadId": thread_id, "title": question}),
+                    ("pinThread", {"threadId": thread_id, "pinned": True}),
+                    ("createProject", {"name": question}),
+                    ("updateSettings", {"defaultModelId": "two-words"}),
+                    ("shareThread", {"threadId": thread_id}),
+                    ("deleteThread", {"threadId": thread_id}),
+                ):
+                    await mutate(client, name, given)
+                await client.run(
+                    "{ threads { nodes { id } } projects { nodes { id } } settings { defaultModel { id } } }"
+                )
+                await client.run('{ usage(timeframe: DAY, timezone: "UTC") { totals { requests } } }')
+
+            async def add() -> None:
+                async with connected(url) as beside:
+                    for table in await columns_of(beside):
+                        await beside.execute(
+                            f"ALTER TABLE {table} ADD COLUMN from_the_future text NOT NULL DEFAULT 'x'"
+                        )
+                        await beside.execute(f"ALTER TABLE {table} ADD COLUMN and_this text")
+
+            for question in ("before", "before, too", "during", "after", "and after"):
+                await use(question)
+    finally:
+        await server.drain()
+        await server.close()
