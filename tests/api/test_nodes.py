@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from models.ids import IdKind, parse_id
 from providers.base import TextDelta, TokenUsage
 from server.runtime import Server
+from streams.ending import end_answer
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS
@@ -133,6 +135,64 @@ async def test_a_stop_at_one_server_stops_the_other_within_a_second(nodes: Nodes
             assert payload["data"]["messageStream"]["message"]["status"] == "STOPPED"
         async with asyncio.timeout(10):
             await SCRIPTS.driven.closing(asked).wait()
+
+
+@asynccontextmanager
+async def dying(monkeypatch: pytest.MonkeyPatch, *, is_stored: bool) -> AsyncIterator[asyncio.Event]:
+    """A producer that comes as far as storing an end, before it or behind it, and no further while this lasts."""
+    there, awake = asyncio.Event(), asyncio.Event()
+
+    async def die(*arguments: Any) -> Any:
+        stored = await end_answer(*arguments) if is_stored else None
+        there.set()
+        await awake.wait()
+        return stored if is_stored else await end_answer(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("services.generation.end_answer", die)
+        try:
+            yield there
+        finally:
+            awake.set()
+
+
+async def test_a_server_that_dies_behind_the_commit_of_an_end_leaves_readers_that_find_it(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with dying(monkeypatch, is_stored=True) as dead, driven(nodes.here, question()) as (message_id, queue):
+        await queue.put(TextDelta("all of it"))
+        reading = asyncio.create_task(nodes.there.read(message_id))
+        await queue.put(None)
+        async with asyncio.timeout(10):
+            await dead.wait()
+            events = await reading
+        assert (events[-1]["message"]["status"], text_of(events)) == ("COMPLETE", "all of it")
+
+
+async def test_a_server_that_dies_before_the_commit_of_an_end_leaves_all_that_came_and_wakes_for_nothing(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with dying(monkeypatch, is_stored=False) as dead:
+        async with driven(nodes.here, question()) as (message_id, queue):
+            await queue.put(TextDelta("all of it"))
+            reading = asyncio.create_task(nodes.there.read(message_id))
+        async with asyncio.timeout(10):
+            await dead.wait()
+        key = parse_id(IdKind.MESSAGE, message_id)
+        nodes.servers[0].leases.release(key)
+        async with nodes.servers[1].database.acquire() as connection:
+            await connection.execute(
+                "UPDATE streams SET lease_expires_at = now() - interval '1 s' WHERE message_id = $1", key
+            )
+        await nodes.servers[1].reaper.reap(only=[key])
+        events = await reading
+        ended = events[-1]["message"]
+        assert (ended["status"], ended["error"]["code"]) == ("INTERRUPTED", "SERVER_LOST")
+        assert text_of(events) == ended["text"] == "all of it"
+    async with asyncio.timeout(10):
+        while len(nodes.servers[0].generations):
+            await asyncio.sleep(0.02)
+    assert await nodes.here.message(message_id) == ended
 
 
 async def test_what_is_deleted_at_one_server_is_written_no_more_at_the_other(nodes: Nodes) -> None:
