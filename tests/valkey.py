@@ -11,8 +11,8 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +32,7 @@ _START_SECONDS = 20.0
 # With what must be escaped in a URL.
 PASSWORD = "pass:w@rd/?#%"
 MASTER_NAME = "main"
+USER_MAY = "~{threadgraph}:* &{threadgraph}:* -@all +@stream +@pubsub +@scripting +@connection +exists +pexpire"
 # All keys and channels of ours have one hash tag; this is its slot.
 _SLOT_KEY = "{threadgraph}:"
 
@@ -222,6 +223,7 @@ class TlsFront:
     """What ends TLS before a server that speaks none: the tests' Valkey was built without.
 
     Args:
+        port: where it listens; 0 for any.
         asks: the authority whose certificates it asks of clients, if any.
         renames: ports that answers tell of, and those to tell instead: of the fronts of other servers.
     """
@@ -231,10 +233,11 @@ class TlsFront:
         to_port: int,
         certificate: tuple[Path, Path],
         *,
+        port: int = 0,
         asks: Path | None = None,
         renames: Mapping[int, int] | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self._to_port = to_port
         self._renames = {f"\r\n{old}\r\n".encode(): f"\r\n{new}\r\n".encode() for old, new in (renames or {}).items()}
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -465,3 +468,123 @@ class ValkeyCluster:
         for node in self.nodes:
             if node.is_running:
                 await node.runs_until(lambda text: "cluster_state:ok" in text, "CLUSTER", "INFO")
+
+
+class Reached:
+    """A server, a group or a cluster that is reached by another URL than its own."""
+
+    def __init__(self, inner: ValkeyServer | SentinelGroup | ValkeyCluster, url: str) -> None:
+        self.inner = inner
+        self.url = url
+
+    async def run(self, *command: str | int) -> object:
+        """Run one command where our keys are."""
+        return await self.inner.run(*command)
+
+    async def start(self) -> None:
+        """Start again what was killed."""
+        await self.inner.start()
+
+    def kill(self) -> None:
+        """End the server that has our keys."""
+        self.inner.kill()
+
+
+@asynccontextmanager
+async def _alone() -> AsyncIterator[Valkey]:
+    async with ValkeyServer() as valkey:
+        yield valkey
+
+
+@asynccontextmanager
+async def _with_password() -> AsyncIterator[Valkey]:
+    async with ValkeyServer(password=PASSWORD) as valkey:
+        yield valkey
+
+
+@asynccontextmanager
+async def _with_user() -> AsyncIterator[Valkey]:
+    async with ValkeyServer() as valkey:
+        # All that the documents say a user of ours needs.
+        await valkey.run("ACL", "SETUSER", "threadgraph", "on", f">{PASSWORD}", *USER_MAY.split())
+        await valkey.run("ACL", "SETUSER", "default", "resetpass", "nopass", "on")
+        yield Reached(valkey, valkey.url.replace("redis://", f"redis://threadgraph:{quote(PASSWORD, safe='')}@"))
+
+
+@asynccontextmanager
+async def _tls() -> AsyncIterator[Valkey]:
+    with tempfile.TemporaryDirectory(prefix="threadgraph-tls-") as folder:
+        signed = Certificates(Path(folder))
+        own, key = signed.make("client")
+        async with (
+            ValkeyServer(password=PASSWORD) as valkey,
+            TlsFront(valkey.port, signed.make("server"), asks=signed.authority) as front,
+        ):
+            options = f"ssl_ca_certs={signed.authority}&ssl_certfile={own}&ssl_keyfile={key}"
+            yield Reached(valkey, f"rediss://{credentials(PASSWORD)}127.0.0.1:{front.port}/0?{options}")
+
+
+@asynccontextmanager
+async def _tls_sentinel() -> AsyncIterator[Valkey]:
+    with tempfile.TemporaryDirectory(prefix="threadgraph-tls-") as folder:
+        signed = Certificates(Path(folder))
+        certificate = signed.make("server")
+        async with AsyncExitStack() as stack:
+            group = await stack.enter_async_context(SentinelGroup())
+            fronts = [await stack.enter_async_context(TlsFront(member.port, certificate)) for member in group.members]
+            renames = {member.port: front.port for member, front in zip(group.members, fronts, strict=True)}
+            front = await stack.enter_async_context(TlsFront(group.sentinel_port, certificate, renames=renames))
+            options = f"sentinel_password={quote(PASSWORD, safe='')}&ssl_ca_certs={signed.authority}"
+            at = f"{credentials(PASSWORD)}127.0.0.1:{front.port}"
+            yield Reached(group, f"rediss+sentinel://{at}/{MASTER_NAME}?{options}")
+
+
+@asynccontextmanager
+async def _tls_cluster() -> AsyncIterator[Valkey]:
+    with tempfile.TemporaryDirectory(prefix="threadgraph-tls-") as folder:
+        signed = Certificates(Path(folder))
+        certificate, ports = signed.make("server"), {}
+
+        def announced(port: int) -> int:
+            ports[port] = free_port()
+            return ports[port]
+
+        async with AsyncExitStack() as stack:
+            cluster = await stack.enter_async_context(ValkeyCluster(announces=announced))
+            for port, front in ports.items():
+                await stack.enter_async_context(TlsFront(port, certificate, port=front))
+            at = f"{credentials(PASSWORD)}127.0.0.1:{ports[cluster.nodes[0].port]}"
+            yield Reached(cluster, f"rediss+cluster://{at}?ssl_ca_certs={signed.authority}")
+
+
+@asynccontextmanager
+async def _sentinel() -> AsyncIterator[Valkey]:
+    async with SentinelGroup() as group:
+        yield group
+
+
+@asynccontextmanager
+async def _cluster() -> AsyncIterator[Valkey]:
+    async with ValkeyCluster() as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def _by_file() -> AsyncIterator[Valkey]:
+    with tempfile.TemporaryDirectory(prefix="threadgraph-") as folder:
+        async with ValkeyServer("--unixsocket", f"{folder}/valkey.sock") as valkey:
+            yield Reached(valkey, f"unix://{folder}/valkey.sock?db=0")
+
+
+# Every kind that docs/operating.md has an example of.
+KINDS: dict[str, Callable[[], AbstractAsyncContextManager[Valkey]]] = {
+    "alone": _alone,
+    "with a password": _with_password,
+    "with a user": _with_user,
+    "with TLS": _tls,
+    "a socket's file": _by_file,
+    "Sentinel": _sentinel,
+    "Sentinel with TLS": _tls_sentinel,
+    "cluster": _cluster,
+    "cluster with TLS": _tls_cluster,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -17,8 +18,8 @@ from models.records import MessageRecord, MessageRole, MessageStatus
 from streams.buffer import StreamBuffer, parts_of
 from streams.ending import Written
 from streams.shared_hub import SharedHub
-from streams.token_log import LAST_ID, Growth, LogName, TokenLog
-from tests.valkey import ValkeyServer
+from streams.token_log import BLOCK_SECONDS, LAST_ID, Growth, LogName, TokenLog
+from tests.valkey import KINDS, Valkey, ValkeyServer
 
 DEADLINE_SECONDS = 20.0
 
@@ -28,6 +29,13 @@ async def valkey() -> AsyncIterator[ValkeyServer]:
     """A server of this module; tests that kill it start it again."""
     async with ValkeyServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
+async def any_kind(request: pytest.FixtureRequest) -> AsyncIterator[Valkey]:
+    """One of every kind."""
+    async with request.param() as valkey:
+        yield valkey
 
 
 @pytest.fixture
@@ -132,6 +140,54 @@ async def test_many_logs_are_appended_to_in_one_command(valkey: ValkeyServer, to
     assert await evalsha_calls(valkey) - before == 1
 
 
+async def test_at_every_kind_of_valkey_a_log_is_appended_to_fenced_and_sealed(any_kind: Valkey) -> None:
+    log = TokenLog(any_kind.url)
+    try:
+        await log.probe()
+        # A server that starts anew does not know the scripts.
+        await any_kind.run("SCRIPT", "FLUSH")
+        buffers = [written(new_id(), *SAID) for _ in range(3)]
+        growths = [growth(buffer) for buffer in buffers]
+        assert await log.append(growths) == await log.append(growths) == [buffer.length for buffer in buffers]
+        assert await held(log, buffers[0].message_id) == buffers[0].parts()
+        waited = await log.wait({LogName(buffer.message_id): 0 for buffer in buffers})
+        assert len(waited) == 3
+        await any_kind.run("DEL", LogName(buffers[0].message_id).key)
+        assert await log.append([Growth(LogName(buffers[0].message_id), buffers[0].length, [])]) == [0]
+        assert await log.append(growths[:1]) == [buffers[0].length]
+        assert await log.sealed(LogName(buffers[1].message_id)) == buffers[1].parts()
+        assert await log.append(growths[1:2]) == [LAST_ID]
+    finally:
+        await log.close()
+
+
+async def test_at_every_kind_of_valkey_a_wait_is_ended(any_kind: Valkey) -> None:
+    log = TokenLog(any_kind.url)
+    try:
+        name = LogName(new_id())
+        await log.wake()
+        assert await log.wait({name: 0}) == {}  # woken before it waited
+        begun = time.monotonic()
+        waiting = asyncio.create_task(log.wait({name: 0}))
+        await blocked(any_kind)
+        await log.wake()
+        assert await waiting == {}
+        assert time.monotonic() - begun < BLOCK_SECONDS
+    finally:
+        await log.close()
+
+
+async def blocked(valkey: Valkey) -> None:
+    """Somebody waits for a log."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            clients = await valkey.run("INFO", "clients")
+            assert isinstance(clients, dict)
+            if clients["blocked_clients"]:
+                return
+            await asyncio.sleep(0.01)
+
+
 class Database:
     """What the database says of messages, as a test sets it."""
 
@@ -176,7 +232,7 @@ def record(message_id: UUID, owner_id: UUID, status: MessageStatus, parts: list[
 class Node:
     """A process's hub, with what it was told to give up."""
 
-    def __init__(self, valkey: ValkeyServer, database: Database) -> None:
+    def __init__(self, valkey: Valkey, database: Database) -> None:
         self.log = TokenLog(valkey.url)
         self.lost: list[UUID] = []
         self.hub = SharedHub(self.log, database.find, self.lost.append)
@@ -204,9 +260,9 @@ async def message_at_the_end(buffer: StreamBuffer) -> MessageRecord | None:
     return buffer.ended.message if buffer.ended else None
 
 
-async def test_readers_everywhere_see_what_is_written_somewhere(valkey: ValkeyServer) -> None:
+async def test_readers_everywhere_see_what_is_written_somewhere(any_kind: Valkey) -> None:
     database, message_id, owner_id = Database(), new_id(), new_id()
-    async with Node(valkey, database) as writer, Node(valkey, database) as reader:
+    async with Node(any_kind, database) as writer, Node(any_kind, database) as reader:
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
         followed = await reader.hub.follow(message_id)
