@@ -32,7 +32,11 @@ _START_SECONDS = 20.0
 # With what must be escaped in a URL.
 PASSWORD = "pass:w@rd/?#%"
 MASTER_NAME = "main"
-USER_MAY = "~{threadgraph}:* &{threadgraph}:* -@all +@stream +@pubsub +@scripting +@connection +exists +pexpire"
+# All that docs/operating.md says a user of ours needs.
+USER_MAY = (
+    "~{threadgraph}:* &{threadgraph}:* -@all +@connection +xadd +xrange +xrevrange +xread +eval +evalsha +exists "
+    "+pexpire +publish +subscribe +unsubscribe +command +cluster|slots"
+)
 # All keys and channels of ours have one hash tag; this is its slot.
 _SLOT_KEY = "{threadgraph}:"
 
@@ -93,7 +97,11 @@ class ValkeyServer:
         return f"redis://{credentials(self._password)}127.0.0.1:{self.port}/0"
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     async def __aexit__(
@@ -313,6 +321,14 @@ class SentinelGroup:
         return self._sentinel.port
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._build()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _build(self) -> None:
         options = ["--repl-diskless-sync-delay", "0"]
         primary = await self._stack.enter_async_context(ValkeyServer(*options, password=self._password))
         options += ["--replicaof", f"127.0.0.1 {primary.port}"]
@@ -324,7 +340,6 @@ class SentinelGroup:
         for name in ("info-period", "ping-period", "publish-period"):
             await self._sentinel.run("SENTINEL", "DEBUG", name, 100)
         await self._sentinel.runs_until(lambda text: str(replica.port) in text, "SENTINEL", "REPLICAS", MASTER_NAME)
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -418,6 +433,14 @@ class ValkeyCluster:
         return self.nodes[key_slot(_SLOT_KEY.encode()) * 3 // 16_384]
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._build()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _build(self) -> None:
         for _ in range(4 if self._with_replica else 3):
             bus = free_port()
             options = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "600"]
@@ -443,7 +466,6 @@ class ValkeyCluster:
             name = await self.owner.run("CLUSTER", "MYID")
             await self.nodes[3].run("CLUSTER", "REPLICATE", name.decode() if isinstance(name, bytes) else str(name))
             await self.nodes[3].runs_until(lambda text: "'master_link_status': 'up'" in text, "INFO", "replication")
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -505,7 +527,6 @@ async def _with_password() -> AsyncIterator[Valkey]:
 @asynccontextmanager
 async def _with_user() -> AsyncIterator[Valkey]:
     async with ValkeyServer() as valkey:
-        # All that the documents say a user of ours needs.
         await valkey.run("ACL", "SETUSER", "threadgraph", "on", f">{PASSWORD}", *USER_MAY.split())
         await valkey.run("ACL", "SETUSER", "default", "resetpass", "nopass", "on")
         yield Reached(valkey, valkey.url.replace("redis://", f"redis://threadgraph:{quote(PASSWORD, safe='')}@"))
