@@ -347,6 +347,17 @@ class SentinelGroup:
         await self._stack.aclose()
 
     @property
+    def replica(self) -> ValkeyServer:
+        """The other member."""
+        return self.members[1]
+
+    async def part(self) -> None:
+        """Let the replica get nothing any more, though it lives."""
+        await self.replica.run("CONFIG", "SET", "masterauth", "not the password")
+        await self.primary.run("CLIENT", "KILL", "TYPE", "replica")
+        await self.replica.runs_until(lambda text: "'master_link_status': 'down'" in text, "INFO", "replication")
+
+    @property
     def primary(self) -> ValkeyServer:
         """Who is the primary as far as this group has been told; see `promoted`."""
         return self.members[0]
@@ -370,11 +381,11 @@ class SentinelGroup:
         self.members.reverse()
 
     async def start(self) -> None:
-        """Start what was killed; whoever was made the primary meanwhile stays it."""
+        """Wait for the other member to be the primary, and start what was killed; it becomes the replica."""
+        if self._killed is self.primary:
+            await self.promoted()
         if self._killed is not None:
             await self._killed.start()
-            if self._killed is self.primary:
-                await self.promoted()
             self._killed = None
 
 
@@ -420,6 +431,13 @@ class ValkeyCluster:
         self._announces = announces
         self.nodes: list[ValkeyServer] = []
         self._stack = AsyncExitStack()
+
+    async def promoted(self) -> None:
+        """Wait until the replica has the slots of the node that was killed."""
+        await self.nodes[3].runs_until(lambda text: "'role': 'master'" in text, "INFO", "replication")
+        at = self.nodes.index(self.owner)
+        self.nodes[at], self.nodes[3] = self.nodes[3], self.nodes[at]
+        await self.settled()
 
     @property
     def url(self) -> str:

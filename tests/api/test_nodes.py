@@ -17,7 +17,7 @@ from server.runtime import Server
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS
-from tests.valkey import ValkeyServer
+from tests.valkey import Valkey, ValkeyServer
 
 
 @dataclass
@@ -36,30 +36,45 @@ Cluster: TypeAlias = tuple[ValkeyServer, list[Server]]
 @pytest.fixture(scope="module")
 async def cluster(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """A Valkey and two servers that share it."""
+    async with ValkeyServer() as valkey, two_servers(valkey, postgres_url, tmp_path_factory) as servers:
+        yield valkey, servers
+
+
+@asynccontextmanager
+async def two_servers(
+    valkey: Valkey, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[list[Server]]:
+    """Two servers that share a new database and a Valkey."""
     database_url = await make_database(postgres_url)
-    async with ValkeyServer() as valkey:
-        servers: list[Server] = []
-        try:
-            for name in ("one", "two"):
-                folder: Path = tmp_path_factory.mktemp(name)
-                settings = test_settings(database_url, folder, broadcast_url=valkey.url)
-                servers.append(Server(settings, providers=SCRIPTS.models()))
-                await servers[-1].start()
-            yield valkey, servers
-        finally:
-            for server in servers:
-                await server.drain()
-                await server.close()
+    servers: list[Server] = []
+    try:
+        for name in ("one", "two"):
+            folder: Path = tmp_path_factory.mktemp(name)
+            settings = test_settings(database_url, folder, broadcast_url=valkey.url)
+            servers.append(Server(settings, providers=SCRIPTS.models()))
+            await servers[-1].start()
+        yield servers
+    finally:
+        for server in servers:
+            await server.drain()
+            await server.close()
 
 
 @pytest.fixture
 async def nodes(cluster: Cluster) -> AsyncIterator[Nodes]:
     """A new user at both servers."""
     valkey, servers = cluster
+    async with at_both(servers) as (here, there):
+        yield Nodes(valkey, servers, here, there)
+
+
+@asynccontextmanager
+async def at_both(servers: list[Server]) -> AsyncIterator[tuple[Client, Client]]:
+    """A new user at both servers."""
     async with connect(servers[0].address) as here, connect(servers[1].address) as there:
         await here.sign_in()
         there.token, there.id = here.token, here.id
-        yield Nodes(valkey, servers, here, there)
+        yield here, there
 
 
 @asynccontextmanager
