@@ -161,8 +161,13 @@ class _Cluster(RedisCluster):
         additional_startup_nodes_info: list[tuple[str, int]] | None = None,
         last_failed_node_name: str | None = None,
     ) -> RedisCluster:
-        """Ask the nodes that were known last; where none of them answers, those of the URL."""
-        return await super().initialize(additional_startup_nodes_info or self._nodes, last_failed_node_name)
+        """Ask the nodes that were known last, and those of the URL."""
+        if self._initialize:
+            known = self.nodes_manager.startup_nodes
+            for host, port in self._nodes:
+                if f"{host}:{port}" not in known:
+                    known[f"{host}:{port}"] = ClusterNode(host, port, **self.connection_kwargs)
+        return await super().initialize(additional_startup_nodes_info, last_failed_node_name)
 
 
 class _Master(redis.Redis):
@@ -193,7 +198,7 @@ def _node(text: str, default_port: int) -> tuple[str, int]:
     """A host and its port; an address of IPv6 stands in brackets."""
     host, _, port = text.rpartition(":") if text.rpartition(":")[2].isdigit() else (text, "", str(default_port))
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not 0 < int(port) < 65_536:
+    if not host or (":" in host and not text.startswith("[")) or not 0 < int(port) < 65_536:
         raise ValueError("no host")
     return host, int(port)
 
@@ -221,8 +226,12 @@ def reason(error: BaseException) -> str:
             return _sentinel_reason(cause)
         if isinstance(cause, TimeoutError | redis.TimeoutError):
             return "it did not answer in time"
+        if isinstance(cause, ConnectionError):
+            return "the connection was lost"
     if isinstance(error, RedisClusterException):
         return "it is no cluster, or lacks nodes"
+    if type(error) is redis.ConnectionError:
+        return "the connection was lost"
     # The first word of a server's refusal is its code.
     code = str(error).partition(" ")[0]
     shown = f" ({code})" if isinstance(error, ResponseError) and code.isalpha() and code.isupper() else ""

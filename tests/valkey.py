@@ -227,8 +227,10 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-class TlsFront:
-    """What ends TLS before a server that speaks none: the tests' Valkey was built without.
+class Front:
+    """What is before a server, and passes on what both sides say, until it does not.
+
+    It ends TLS, too, where it has a certificate: the tests' Valkey was built without.
 
     Args:
         port: where it listens; 0 for any.
@@ -239,7 +241,7 @@ class TlsFront:
     def __init__(
         self,
         to_port: int,
-        certificate: tuple[Path, Path],
+        certificate: tuple[Path, Path] | None = None,
         *,
         port: int = 0,
         asks: Path | None = None,
@@ -248,11 +250,14 @@ class TlsFront:
         self.port = port or free_port()
         self._to_port = to_port
         self._renames = {f"\r\n{old}\r\n".encode(): f"\r\n{new}\r\n".encode() for old, new in (renames or {}).items()}
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(*certificate)
-        if asks is not None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate is not None else None
+        if self._context is not None and certificate is not None:
+            self._context.load_cert_chain(*certificate)
+        if self._context is not None and asks is not None:
             self._context.load_verify_locations(asks)
             self._context.verify_mode = ssl.CERT_REQUIRED
+        # Who came before the last `hush`.
+        self._hushed: set[asyncio.Task[None]] = set()
         self._passing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -267,6 +272,10 @@ class TlsFront:
             task.cancel()
         await asyncio.gather(*self._passing, return_exceptions=True)
 
+    def hush(self) -> None:
+        """Let no answer through to who is connected now, and let nobody know: as a network does that was cut."""
+        self._hushed = set(self._passing)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -278,20 +287,27 @@ class TlsFront:
             writer.transport.abort()
             return
         ways = [asyncio.create_task(self._pass(reader, outer, {}))]
-        ways.append(asyncio.create_task(self._pass(inner, writer, self._renames)))
+        ways.append(asyncio.create_task(self._pass(inner, writer, self._renames, task)))
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # First, and without waiting for anything: this task may be cancelled again meanwhile.
+            writer.transport.abort()
+            outer.transport.abort()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            writer.transport.abort()
-            outer.transport.abort()
 
     async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, renames: Mapping[bytes, bytes]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        renames: Mapping[bytes, bytes],
+        answered: asyncio.Task[None] | None = None,
     ) -> None:
         while data := await reader.read(65_536):
+            if answered in self._hushed:
+                continue
             for old, new in renames.items():
                 data = data.replace(old, new)
             writer.write(data)
@@ -557,7 +573,7 @@ async def _tls() -> AsyncIterator[Valkey]:
         own, key = signed.make("client")
         async with (
             ValkeyServer(password=PASSWORD) as valkey,
-            TlsFront(valkey.port, signed.make("server"), asks=signed.authority) as front,
+            Front(valkey.port, signed.make("server"), asks=signed.authority) as front,
         ):
             options = f"ssl_ca_certs={signed.authority}&ssl_certfile={own}&ssl_keyfile={key}"
             yield Reached(valkey, f"rediss://{credentials(PASSWORD)}127.0.0.1:{front.port}/0?{options}")
@@ -570,9 +586,9 @@ async def _tls_sentinel() -> AsyncIterator[Valkey]:
         certificate = signed.make("server")
         async with AsyncExitStack() as stack:
             group = await stack.enter_async_context(SentinelGroup())
-            fronts = [await stack.enter_async_context(TlsFront(member.port, certificate)) for member in group.members]
+            fronts = [await stack.enter_async_context(Front(member.port, certificate)) for member in group.members]
             renames = {member.port: front.port for member, front in zip(group.members, fronts, strict=True)}
-            front = await stack.enter_async_context(TlsFront(group.sentinel_port, certificate, renames=renames))
+            front = await stack.enter_async_context(Front(group.sentinel_port, certificate, renames=renames))
             options = f"sentinel_password={quote(PASSWORD, safe='')}&ssl_ca_certs={signed.authority}"
             at = f"{credentials(PASSWORD)}127.0.0.1:{front.port}"
             yield Reached(group, f"rediss+sentinel://{at}/{MASTER_NAME}?{options}")
@@ -591,7 +607,7 @@ async def _tls_cluster() -> AsyncIterator[Valkey]:
         async with AsyncExitStack() as stack:
             cluster = await stack.enter_async_context(ValkeyCluster(announces=announced))
             for port, front in ports.items():
-                await stack.enter_async_context(TlsFront(port, certificate, port=front))
+                await stack.enter_async_context(Front(port, certificate, port=front))
             at = f"{credentials(PASSWORD)}127.0.0.1:{ports[cluster.nodes[0].port]}"
             yield Reached(cluster, f"rediss+cluster://{at}?ssl_ca_certs={signed.authority}")
 
