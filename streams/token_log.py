@@ -182,7 +182,7 @@ class TokenLog:
             count=_READ_ENTRIES,
             block=int(BLOCK_SECONDS * 1000),
         )
-        rows = await _soon(reading, COMMAND_SECONDS + 2 * BLOCK_SECONDS)
+        rows = await _soon(reading, waits=BLOCK_SECONDS)
         found: dict[LogName, list[Entry]] = {}
         for key_bytes, entries in _pairs(rows):
             key = key_bytes.decode()
@@ -209,9 +209,9 @@ class TokenLog:
             return await _soon(self._client.eval(script.text, len(keys), *keys, *arguments))
 
 
-async def _soon(answer: Awaitable[Any], seconds: float = COMMAND_SECONDS) -> Any:
+async def _soon(answer: Awaitable[Any], *, waits: float = 0) -> Any:
     """The answer, or an error by then: redis-py's own timeouts are one for each of its tries and each node it asks."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(COMMAND_SECONDS + 2 * waits):
         return await answer
 
 

@@ -8,6 +8,7 @@ whoever needs to know looks into the database too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -299,14 +300,14 @@ class Pause:
 
 
 class ValkeyBackend(BroadcastBackend):
-    """Notices between processes by pub/sub. `subscribe` never awaits the network, `next_published` never raises.
+    """Notices between processes by pub/sub. Only tasks of its own await the network; `next_published` never raises.
 
-    While the connection is lost, what others publish is lost too; it is made again, for ever. So that a connection that
+    While the connection is lost, what is published is lost too; it is made again, for ever. So that a connection that
     is dead without a word is found, and one to a server that is not the others' any more, this process tells itself
     something now and then, on the way that every notice takes.
 
     Args:
-        limit: most notices that wait for delivery; the oldest is dropped beyond it.
+        limit: most notices that wait for delivery, and most that wait to be sent; the oldest is dropped beyond it.
     """
 
     def __init__(self, url: str, limit: int = 100_000) -> None:
@@ -317,7 +318,11 @@ class ValkeyBackend(BroadcastBackend):
         self._arrived = asyncio.Event()
         self._names: set[str] = set()
         self._changed = asyncio.Event()
-        self._listening: asyncio.Task[None] | None = None
+        self._outgoing: deque[tuple[str, Any]] = deque(maxlen=limit)
+        self._to_send = asyncio.Event()
+        self._all_sent = asyncio.Event()
+        self._all_sent.set()
+        self._tasks: list[asyncio.Task[None]] = []
         self._own_name = f"{PREFIX}hears:{uuid4().hex}"
         self.connected = asyncio.Event()
         # For metrics: how often the connection came back, and how many notices could not be sent.
@@ -325,14 +330,20 @@ class ValkeyBackend(BroadcastBackend):
         self.unsent = 0
 
     async def connect(self) -> None:
-        """Begin to listen, in a task; returns at once."""
-        self._listening = asyncio.create_task(self._listen(), name="valkey pub/sub")
+        """Begin to listen and to send, in tasks; returns at once."""
+        self._tasks = [
+            asyncio.create_task(self._listen(), name="valkey pub/sub"),
+            asyncio.create_task(self._send_on(), name="valkey notices"),
+        ]
 
     async def disconnect(self) -> None:
-        """Stop listening and close the connections."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+        """Stop, and close the connections; notices that wait to be sent are given a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS if self.connected.is_set() else 0):
+                await self._all_sent.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
         await self._hearing.aclose()
         self._pending.clear()
@@ -348,12 +359,12 @@ class ValkeyBackend(BroadcastBackend):
         self._changed.set()
 
     async def publish(self, channel: str, message: Any) -> None:
-        """Send a notice; one that cannot be sent is dropped, and that is logged."""
-        try:
-            await self._send(PREFIX + channel, message)
-        except LOST as error:
+        """Send a notice soon; one that cannot be sent is dropped, and that is logged."""
+        if len(self._outgoing) == self._outgoing.maxlen:
             self.unsent += 1
-            log.warning("a notice on channel %s was not sent: %s", channel, reason(error))
+        self._outgoing.append((PREFIX + channel, message))
+        self._all_sent.clear()
+        self._to_send.set()
 
     async def next_published(self) -> Event:
         """The next notice; waits for one, and reconnects meanwhile."""
@@ -365,6 +376,28 @@ class ValkeyBackend(BroadcastBackend):
     async def _send(self, name: str, message: Any) -> None:
         async with asyncio.timeout(COMMAND_SECONDS):
             await self._client.publish(name, message)
+
+    async def _send_on(self) -> None:
+        told: set[str] = set()
+        while True:
+            await self._to_send.wait()
+            self._to_send.clear()
+            while self._outgoing:
+                try:
+                    await self._send(*self._outgoing.popleft())
+                    told.clear()
+                except LOST as error:
+                    heed_cancellation()
+                    # What waited behind it is as old by now. Who needs to know looks into the database.
+                    lost = 1 + len(self._outgoing)
+                    self._outgoing.clear()
+                    self.unsent += lost
+                    if (why := reason(error)) not in told:
+                        told.add(why)
+                        log.warning("notices to other servers are not sent (%d now): %s", lost, why)
+                except Exception:
+                    log.exception("a notice could not be sent")
+            self._all_sent.set()
 
     async def _listen(self) -> None:
         pause = Pause()
@@ -436,5 +469,6 @@ class ValkeyBackend(BroadcastBackend):
 
 
 _LISTEN_SECONDS = 1.0
+_LAST_SECONDS = 1.0
 _TELL_SECONDS = 5.0
 _SILENCE_SECONDS = 12.0

@@ -39,6 +39,7 @@ USER_MAY = (
 )
 # All keys and channels of ours have one hash tag; this is its slot.
 _SLOT_KEY = "{threadgraph}:"
+_LONGEST_KEPT_MS = 3_600_000
 
 
 class Valkey(Protocol):
@@ -524,6 +525,22 @@ class ValkeyCluster:
         for node in self.nodes:
             if node.is_running:
                 await node.runs_until(lambda text: "cluster_state:ok" in text, "CLUSTER", "INFO")
+
+
+async def unbounded(valkey: Valkey) -> list[str]:
+    """The keys of ours that would stay for ever or grow for ever."""
+    found: list[str] = []
+    cursor: object = 0
+    while True:
+        answer = await valkey.run("SCAN", str(cursor), "MATCH", f"{_SLOT_KEY}*", "COUNT", 1_000)
+        assert isinstance(answer, list | tuple)
+        cursor, keys = answer
+        for key in keys:
+            left = await valkey.run("PTTL", key)
+            if not 0 < int(str(left)) <= _LONGEST_KEPT_MS and left != -2:
+                found.append(f"{key.decode()}: {left} ms")
+        if str(cursor) in ("0", "b'0'"):
+            return found
 
 
 class Reached:

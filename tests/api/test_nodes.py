@@ -17,7 +17,7 @@ from server.runtime import Server
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS
-from tests.valkey import Valkey, ValkeyServer
+from tests.valkey import Valkey, ValkeyServer, unbounded
 
 
 @dataclass
@@ -38,6 +38,8 @@ async def cluster(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -
     """A Valkey and two servers that share it."""
     async with ValkeyServer() as valkey, two_servers(valkey, postgres_url, tmp_path_factory) as servers:
         yield valkey, servers
+        # R34: whatever the tests of this module did, no key stays for ever.
+        assert await unbounded(valkey) == []
 
 
 @asynccontextmanager
@@ -173,6 +175,7 @@ LOSSES = ["FLUSHALL", "killed and started again", "frozen", "every connection cu
 
 @pytest.mark.parametrize("loss", LOSSES)
 async def test_what_valkey_loses_no_reader_does(nodes: Nodes, loss: str) -> None:
+    """R28 (a restart), R29 and R30 of the checklist, once each."""
     words = [f"word{n} " for n in range(60)]
     async with driven(nodes.here, question()) as (message_id, queue):
 
@@ -204,6 +207,58 @@ async def lose(valkey: ValkeyServer, loss: str) -> None:
     else:
         valkey.kill()
         await valkey.start()
+
+
+async def test_r29_connections_that_are_cut_again_and_again_lose_nothing(nodes: Nodes) -> None:
+    words = [f"word{n} " for n in range(200)]
+    asked = question()
+    async with driven(nodes.here, asked) as (message_id, queue):
+        reads = [asyncio.create_task(client.read(message_id)) for client in (nodes.here, nodes.there, nodes.there)]
+        for place, word in enumerate(words):
+            await queue.put(TextDelta(word))
+            await asyncio.sleep(0.01)
+            if place % 20 == 10:
+                await lose(nodes.valkey, "every connection cut")
+        await queue.put(None)
+        for read in reads:
+            assert text_of(await read) == "".join(words)
+    # The channel is whole again, too.
+    async with driven(nodes.here, question()) as (message_id, queue):
+        assert (await nodes.there.stop(message_id))["status"] == "STOPPED"
+
+
+async def test_r31_while_valkey_is_frozen_every_request_ends_soon_and_then_readers_get_the_rest(nodes: Nodes) -> None:
+    words = [f"word{n} " for n in range(30)]
+    async with (
+        driven(nodes.here, question()) as (message_id, queue),
+        nodes.here.reading(message_id) as own,
+        nodes.there.reading(message_id) as other,
+    ):
+        await queue.put(TextDelta("seen "))
+        for reading in (own, other):
+            assert await reading.next() is not None
+        nodes.valkey.freeze()
+        try:
+            begun = time.monotonic()
+            for word in words:
+                await queue.put(TextDelta(word))
+            # None of these waits for Valkey.
+            turn = await nodes.here.send(question(), model="two-words")
+            stopped = await nodes.there.send(question(), model="driven")
+            await nodes.there.stop(stopped["assistantMessage"]["id"])
+            await nodes.there.message(turn["assistantMessage"]["id"])
+            assert time.monotonic() - begun < 4.0
+            # Longer than any deadline of ours: connections are given up and made anew, in vain.
+            await asyncio.sleep(7.0)
+        finally:
+            nodes.valkey.thaw()
+        for reading in (own, other):
+            text = ""
+            while len(text) < len("".join(words)):
+                payload = await reading.next()
+                assert payload is not None
+                text += payload["data"]["messageStream"]["text"]
+            assert text == "".join(words)
 
 
 async def test_an_answer_ends_while_valkey_is_gone(nodes: Nodes) -> None:

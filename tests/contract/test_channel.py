@@ -44,9 +44,10 @@ class Prompt(ValkeyBackend):
                     await asyncio.sleep(0.005)
 
     async def publish(self, channel: str, message: Any) -> None:
-        """Send what is heard by this one, too, if it is to hear it."""
+        """Send what is heard by this one, too, if it is to hear it, and by nobody who comes later."""
         await self.settled()
         await super().publish(channel, message)
+        await self._all_sent.wait()
 
     async def disconnect(self) -> None:
         """As it is; the server knows of nothing any more."""
