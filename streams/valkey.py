@@ -397,6 +397,7 @@ class ValkeyBackend(BroadcastBackend):
                         log.warning("notices to other servers are not sent (%d now): %s", lost, why)
                 except Exception:
                     log.exception("a notice could not be sent")
+                heed_cancellation()
             self._all_sent.set()
 
     async def _listen(self) -> None:
