@@ -579,7 +579,6 @@ async def _with_password() -> AsyncIterator[Valkey]:
 async def _with_user() -> AsyncIterator[Valkey]:
     async with ValkeyServer() as valkey:
         await valkey.run("ACL", "SETUSER", "threadgraph", "on", f">{PASSWORD}", *USER_MAY.split())
-        await valkey.run("ACL", "SETUSER", "default", "resetpass", "nopass", "on")
         yield Reached(valkey, valkey.url.replace("redis://", f"redis://threadgraph:{quote(PASSWORD, safe='')}@"))
 
 
@@ -638,7 +637,9 @@ async def _sentinel() -> AsyncIterator[Valkey]:
 @asynccontextmanager
 async def _cluster() -> AsyncIterator[Valkey]:
     async with ValkeyCluster() as cluster:
-        yield cluster
+        for node in cluster.nodes:
+            await node.run("ACL", "SETUSER", "threadgraph", "on", f">{PASSWORD}", *USER_MAY.split())
+        yield Reached(cluster, cluster.url.replace("redis+cluster://", "redis+cluster://threadgraph"))
 
 
 @asynccontextmanager

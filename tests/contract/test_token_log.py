@@ -20,7 +20,7 @@ from streams.buffer import StreamBuffer, parts_of
 from streams.ending import Written
 from streams.shared_hub import SharedHub
 from streams.token_log import BLOCK_SECONDS, LAST_ID, Growth, LogName, TokenLog
-from tests.valkey import KINDS, Valkey, ValkeyServer, unbounded
+from tests.valkey import KINDS, SentinelGroup, Valkey, ValkeyServer, unbounded
 
 DEADLINE_SECONDS = 20.0
 
@@ -447,6 +447,34 @@ async def test_r34_every_key_has_a_bound_and_an_end_whenever_its_writer_dies(
             assert await unbounded(valkey) == []
             await log.close()
         assert await valkey.run("DBSIZE") == 7
+
+
+async def test_a_master_that_was_frozen_and_wakes_is_written_to_and_read_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.token_log.COMMAND_SECONDS", 2.0)
+    monkeypatch.setattr("streams.valkey._TRY_SECONDS", 1.0)
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with SentinelGroup() as group, Node(group, database) as writer, Node(group, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        draft.append_text("TEXT", "at the first ")
+        await until_length(followed, draft.length)
+        first = group.primary
+        first.freeze()
+        draft.append_text("TEXT", "at the second ")
+        await group.promoted()
+        await until_length(followed, draft.length)
+        first.thaw()
+        draft.append_text("TEXT", "while there are two, ")
+        await until_length(followed, draft.length)
+        await first.runs_until(lambda text: "'role': 'slave'" in text, "INFO", "replication")
+        draft.append_text("TEXT", "and after")
+        await until_length(followed, draft.length)
+        assert followed.parts() == draft.parts()
+        assert await held(reader.log, message_id) == draft.parts()
 
 
 async def test_a_writer_that_was_given_up_is_told(valkey: ValkeyServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from urllib.parse import quote
 
 import pytest
 
+from config import _channel_url
 from streams.channel import BroadcastChannel
 from streams.token_log import TokenLog
-from streams.valkey import LOST, PREFIX, ValkeyBackend, make_client, reason
+from streams.valkey import _OPTIONS, LOST, PREFIX, ValkeyBackend, make_client, reason
 from tests.valkey import (
     MASTER_NAME,
     PASSWORD,
+    USER_MAY,
     Certificates,
     Front,
     SentinelGroup,
@@ -221,3 +224,21 @@ async def test_what_can_never_work_is_refused_without_the_password(url: str, why
         make_client(url.replace("://", f"://user:{WRONG}@"))
     assert WRONG not in str(refused.value)
     assert Path(__file__).name not in str(refused.value)
+
+
+async def test_what_the_documents_say_is_taken(place: Place) -> None:
+    text = Path("docs/operating.md").read_text()
+    urls = re.findall(r"`((?:rediss?(?:\+[a-z]+)?|unix)://[^`]+)`", text)
+    kinds = {url.partition(":")[0] for url in urls}
+    assert kinds == {
+        *("redis", "rediss", "unix"),
+        *(f"{protocol}+{kind}" for protocol in ("redis", "rediss") for kind in ("sentinel", "cluster")),
+    }
+    for url in urls:
+        assert _channel_url(url) == url
+        await make_client(url.replace("/etc/threadgraph/ca.pem", str(place.certificates.authority))).aclose()
+    assert f"ACL SETUSER threadgraph on >password {USER_MAY}\n" in text
+    options = re.findall(
+        r"`([a-z_]+)(?:=[a-z]+)?`", text[text.index("| option |") : text.index("A URL that can never")]
+    )
+    assert {*options} == _OPTIONS - {"username", "password"}
