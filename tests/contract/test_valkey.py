@@ -23,6 +23,7 @@ from tests.valkey import (
     Certificates,
     Front,
     SentinelGroup,
+    ValkeyCluster,
     ValkeyServer,
     credentials,
     free_port,
@@ -197,6 +198,26 @@ async def test_a_channel_that_is_dead_without_a_word_is_made_again(monkeypatch: 
                 assert (await backend.next_published()).message == "heard again"
         finally:
             await backend.disconnect()
+
+
+async def test_a_cluster_that_has_moved_as_a_whole_is_found_by_its_url() -> None:
+    port = free_port()
+    log = TokenLog(f"redis+cluster://{credentials(PASSWORD)}127.0.0.1:{port}")
+    try:
+        for _ in range(2):
+            # The second time every node that the client was told of is gone.
+            async with ValkeyCluster() as cluster, Front(cluster.nodes[0].port, port=port):
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    while True:
+                        try:
+                            await log.wake()
+                        except LOST:
+                            await asyncio.sleep(0.1)
+                        else:
+                            break
+                assert int(str(await cluster.run("DBSIZE"))) == 1
+    finally:
+        await log.close()
 
 
 REFUSALS = {
