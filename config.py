@@ -312,8 +312,10 @@ class Settings:
         "BROADCAST_URL",
         _channel_url,
         "memory://",
-        "The channel and token log. `memory://`: one server process. A URL of Valkey or Redis: any number of them (see "
-        "docs/operating.md).",
+        "The channel and token log. `memory://`: one server process. A URL of Valkey or Redis: any number of them. "
+        "`redis://:password@host:6379/0`; `rediss://` with TLS; `unix://`; "
+        "`redis+sentinel://host:26379,host:26379/mymaster`; `redis+cluster://host:6379,host:6379`; all with options "
+        "(see docs/operating.md).",
         secret=True,
     )
 

@@ -372,6 +372,8 @@ class Generations:
 
     async def stop(self, message_id: UUID) -> None:
         """Ask whoever writes this message to stop. Does not wait."""
+        # Here at once, for the channel may be out of reach; and there, for who writes it here may have been given up.
+        self._end_early(message_id)
         await self._channel.publish(STOP_CHANNEL, {"messageId": message_id.hex})
 
     async def wait_ended(self, message_id: UUID) -> bool:
@@ -456,7 +458,10 @@ class Generations:
                 task.cancel()
 
     async def _on_stop(self, message: dict[str, Any]) -> None:
-        if generation := self._running.get(UUID(hex=message["messageId"])):
+        self._end_early(UUID(hex=message["messageId"]))
+
+    def _end_early(self, message_id: UUID) -> None:
+        if generation := self._running.get(message_id):
             generation.end_early(MessageStatus.STOPPED, None)
 
     async def _observed(self, generation: Generation, request: Callable[[], Any], provider: Provider) -> None:

@@ -28,7 +28,7 @@ from streams.cursor import CursorAheadError
 from streams.ending import Written
 from streams.hub import Hub
 from streams.token_log import Entry, Growth, LogName, TokenLog
-from streams.valkey import LOST, Pause, heed_cancellation
+from streams.valkey import LOST, Pause, heed_cancellation, reason
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class SharedHub(Hub):
             self._to_follow.set()
             await self._log.wake()
         except LOST as error:
-            log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
+            log.warning("the token log is out of reach: %s; readers wait", reason(error))
             self._to_follow.set()
         finally:
             followed.readers -= 1
@@ -235,8 +235,8 @@ class SharedHub(Hub):
                     await self._append(drafts[at : at + _LOGS_AT_ONCE])
             except LOST as error:
                 self.failed_appends += 1
-                if pause.tries == 0:
-                    log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
+                if pause.is_news(why := reason(error)):
+                    log.warning("the token log is out of reach: %s; readers wait", why)
             except Exception:
                 self.failed_appends += 1
                 log.exception("writing the token log failed; trying again")
@@ -311,8 +311,8 @@ class SharedHub(Hub):
                 found = await self._log.wait(offsets)
             except LOST as error:
                 self.failed_reads += 1
-                if pause.tries == 0:
-                    log.warning("the token log is out of reach: %s; readers wait", type(error).__name__)
+                if pause.is_news(why := reason(error)):
+                    log.warning("the token log is out of reach: %s; readers wait", why)
                 await pause.rest()
                 continue
             except Exception:

@@ -12,12 +12,15 @@ its end, and by whoever takes the answer of a dead one over. Nothing can be appe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
+from redis.exceptions import NoScriptError
 
 from models.parts import Part, part_from_dict, part_to_dict
 from streams.buffer import ContentEvent, Delta, PartAdded, parts_of
@@ -34,9 +37,18 @@ _WAKE_KEPT_SECONDS = 3_600
 _LETTERS = {"TEXT": "T", "REASONING": "R"}
 _KINDS: dict[str, Any] = {"T": "TEXT", "R": "REASONING"}
 
+
+class _Script:
+    """A script for the server, which remembers it by its digest."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
 # KEYS: logs. ARGV: milliseconds to keep, most entries; then for each log: where it should end, how many entries follow,
 # and those: id, field, value. Answers where each log ends now.
-_APPEND = """
+_APPEND = _Script("""
 local at, ends = 3, {}
 for place, key in ipairs(KEYS) do
   local expected, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
@@ -55,16 +67,22 @@ for place, key in ipairs(KEYS) do
   ends[place] = ends_at
 end
 return ends
-"""
+""")
 # KEYS: a log. ARGV: the last id, milliseconds to keep. Once is enough, and twice is no error.
-_END = """
+_END = _Script("""
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last or last[1] ~= ARGV[1] .. '-0' then
   redis.call('XADD', KEYS[1], ARGV[1] .. '-0', 'E', '')
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
-"""
+""")
+# KEYS: a log of one entry. ARGV: milliseconds to keep.
+_WAKE = _Script("""
+redis.call('XADD', KEYS[1], 'MAXLEN', 1, '*', 'w', '')
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +124,7 @@ class TokenLog:
 
     def __init__(self, url: str) -> None:
         self._client = make_client(url)
-        self._reading = make_client(url, timeout=COMMAND_SECONDS + BLOCK_SECONDS)
-        self._append = self._client.register_script(_APPEND)
-        self._end = self._client.register_script(_END)
+        self._reading = make_client(url, waits=BLOCK_SECONDS)
         # A log of this process's own, that every wait waits for too.
         self._wake_key = f"{PREFIX}wake:{uuid4().hex}"
         self._woken: bytes | str = "0"
@@ -136,12 +152,12 @@ class TokenLog:
                 else:
                     offset += 1
                     arguments += [offset, f"P{event.part_index}", orjson.dumps(part_to_dict(event.part))]
-        ends = await self._append(keys=[growth.name.key for growth in growths], args=arguments)
+        ends = await self._run(_APPEND, [growth.name.key for growth in growths], arguments)
         return [int(end) for end in ends]
 
     async def end(self, name: LogName) -> None:
         """Let nothing be appended any more, and tell readers that the database knows the rest, or will."""
-        await self._end(keys=[name.key], args=[LAST_ID, END_KEPT_SECONDS * 1000])
+        await self._run(_END, [name.key], [LAST_ID, END_KEPT_SECONDS * 1000])
 
     async def sealed(self, name: LogName) -> list[Part]:
         """All that was ever shown of an answer whose writer is dead; if it is not, it can append no more."""
@@ -152,7 +168,7 @@ class TokenLog:
         """Everything behind an offset."""
         found: list[Entry] = []
         while True:
-            rows = await self._client.xrange(name.key, f"({offset}-0", "+", count=_READ_ENTRIES)
+            rows = await _soon(self._client.xrange(name.key, f"({offset}-0", "+", count=_READ_ENTRIES))
             found += _entries(name, rows)
             if len(rows) < _READ_ENTRIES:
                 return found
@@ -161,11 +177,12 @@ class TokenLog:
     async def wait(self, offsets: Mapping[LogName, int]) -> dict[LogName, list[Entry]]:
         """What follows the offsets of many logs, in one read that waits for a while, or until `wake`."""
         by_key = {name.key: name for name in offsets}
-        rows = await self._reading.xread(
+        reading = self._reading.xread(
             {self._wake_key: self._woken} | {key: f"{offsets[name]}-0" for key, name in by_key.items()},
             count=_READ_ENTRIES,
             block=int(BLOCK_SECONDS * 1000),
         )
+        rows = await _soon(reading, waits=BLOCK_SECONDS)
         found: dict[LogName, list[Entry]] = {}
         for key_bytes, entries in _pairs(rows):
             key = key_bytes.decode()
@@ -177,12 +194,25 @@ class TokenLog:
 
     async def probe(self) -> None:
         """Whether the log answers, asked of the node that has our keys."""
-        await self._client.exists(self._wake_key)
+        await _soon(self._client.exists(self._wake_key))
 
     async def wake(self) -> None:
         """End the wait of this process: the logs to wait for are others now."""
-        await self._client.xadd(self._wake_key, {"w": ""}, maxlen=1, approximate=False)
-        await self._client.expire(self._wake_key, _WAKE_KEPT_SECONDS)
+        await self._run(_WAKE, [self._wake_key], [_WAKE_KEPT_SECONDS * 1000])
+
+    async def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        # Not by redis-py's own way, which lets every node of a cluster load what one node lacks: one that is down
+        # would keep us from one that is not.
+        try:
+            return await _soon(self._client.evalsha(script.digest, len(keys), *keys, *arguments))
+        except NoScriptError:
+            return await _soon(self._client.eval(script.text, len(keys), *keys, *arguments))
+
+
+async def _soon(answer: Awaitable[Any], *, waits: float = 0) -> Any:
+    """The answer, or an error by then: redis-py's own timeouts are one for each of its tries and each node it asks."""
+    async with asyncio.timeout(COMMAND_SECONDS + 2 * waits):
+        return await answer
 
 
 def _pairs(rows: Any) -> Iterable[tuple[bytes, Any]]:

@@ -19,7 +19,7 @@ from streams.ending import end_answer
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS
-from tests.valkey import ValkeyServer
+from tests.valkey import Valkey, ValkeyServer, unbounded
 
 
 @dataclass
@@ -38,30 +38,47 @@ Cluster: TypeAlias = tuple[ValkeyServer, list[Server]]
 @pytest.fixture(scope="module")
 async def cluster(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """A Valkey and two servers that share it."""
+    async with ValkeyServer() as valkey, two_servers(valkey, postgres_url, tmp_path_factory) as servers:
+        yield valkey, servers
+        # R34: whatever the tests of this module did, no key stays for ever.
+        assert await unbounded(valkey) == []
+
+
+@asynccontextmanager
+async def two_servers(
+    valkey: Valkey, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[list[Server]]:
+    """Two servers that share a new database and a Valkey."""
     database_url = await make_database(postgres_url)
-    async with ValkeyServer() as valkey:
-        servers: list[Server] = []
-        try:
-            for name in ("one", "two"):
-                folder: Path = tmp_path_factory.mktemp(name)
-                settings = test_settings(database_url, folder, broadcast_url=valkey.url)
-                servers.append(Server(settings, providers=SCRIPTS.models()))
-                await servers[-1].start()
-            yield valkey, servers
-        finally:
-            for server in servers:
-                await server.drain()
-                await server.close()
+    servers: list[Server] = []
+    try:
+        for name in ("one", "two"):
+            folder: Path = tmp_path_factory.mktemp(name)
+            settings = test_settings(database_url, folder, broadcast_url=valkey.url)
+            servers.append(Server(settings, providers=SCRIPTS.models()))
+            await servers[-1].start()
+        yield servers
+    finally:
+        for server in servers:
+            await server.drain()
+            await server.close()
 
 
 @pytest.fixture
 async def nodes(cluster: Cluster) -> AsyncIterator[Nodes]:
     """A new user at both servers."""
     valkey, servers = cluster
+    async with at_both(servers) as (here, there):
+        yield Nodes(valkey, servers, here, there)
+
+
+@asynccontextmanager
+async def at_both(servers: list[Server]) -> AsyncIterator[tuple[Client, Client]]:
+    """A new user at both servers."""
     async with connect(servers[0].address) as here, connect(servers[1].address) as there:
         await here.sign_in()
         there.token, there.id = here.token, here.id
-        yield Nodes(valkey, servers, here, there)
+        yield here, there
 
 
 @asynccontextmanager
@@ -237,6 +254,7 @@ LOSSES = ["FLUSHALL", "killed and started again", "frozen", "every connection cu
 
 @pytest.mark.parametrize("loss", LOSSES)
 async def test_what_valkey_loses_no_reader_does(nodes: Nodes, loss: str) -> None:
+    """R28 (a restart), R29 and R30 of the checklist, once each."""
     words = [f"word{n} " for n in range(60)]
     async with driven(nodes.here, question()) as (message_id, queue):
 
@@ -268,6 +286,58 @@ async def lose(valkey: ValkeyServer, loss: str) -> None:
     else:
         valkey.kill()
         await valkey.start()
+
+
+async def test_r29_connections_that_are_cut_again_and_again_lose_nothing(nodes: Nodes) -> None:
+    words = [f"word{n} " for n in range(200)]
+    asked = question()
+    async with driven(nodes.here, asked) as (message_id, queue):
+        reads = [asyncio.create_task(client.read(message_id)) for client in (nodes.here, nodes.there, nodes.there)]
+        for place, word in enumerate(words):
+            await queue.put(TextDelta(word))
+            await asyncio.sleep(0.01)
+            if place % 20 == 10:
+                await lose(nodes.valkey, "every connection cut")
+        await queue.put(None)
+        for read in reads:
+            assert text_of(await read) == "".join(words)
+    # The channel is whole again, too.
+    async with driven(nodes.here, question()) as (message_id, queue):
+        assert (await nodes.there.stop(message_id))["status"] == "STOPPED"
+
+
+async def test_r31_while_valkey_is_frozen_every_request_ends_soon_and_then_readers_get_the_rest(nodes: Nodes) -> None:
+    words = [f"word{n} " for n in range(30)]
+    async with (
+        driven(nodes.here, question()) as (message_id, queue),
+        nodes.here.reading(message_id) as own,
+        nodes.there.reading(message_id) as other,
+    ):
+        await queue.put(TextDelta("seen "))
+        for reading in (own, other):
+            assert await reading.next() is not None
+        nodes.valkey.freeze()
+        try:
+            begun = time.monotonic()
+            for word in words:
+                await queue.put(TextDelta(word))
+            # None of these waits for Valkey.
+            turn = await nodes.here.send(question(), model="two-words")
+            stopped = await nodes.there.send(question(), model="driven")
+            await nodes.there.stop(stopped["assistantMessage"]["id"])
+            await nodes.there.message(turn["assistantMessage"]["id"])
+            assert time.monotonic() - begun < 4.0
+            # Longer than any deadline of ours: connections are given up and made anew, in vain.
+            await asyncio.sleep(7.0)
+        finally:
+            nodes.valkey.thaw()
+        for reading in (own, other):
+            text = ""
+            while len(text) < len("".join(words)):
+                payload = await reading.next()
+                assert payload is not None
+                text += payload["data"]["messageStream"]["text"]
+            assert text == "".join(words)
 
 
 async def test_an_answer_ends_while_valkey_is_gone(nodes: Nodes) -> None:

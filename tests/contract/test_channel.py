@@ -1,6 +1,7 @@
 """What every backend of the channel must do: deliver in order to everyone who listens, and never fall silent.
 
-A new backend joins by one line in `BACKENDS`: a function that makes one with a bound on what waits for delivery.
+The whole contract holds for the memory of a process and for a Valkey; for every other kind of Valkey the way there is
+what differs, and is tried.
 """
 
 from __future__ import annotations
@@ -14,20 +15,76 @@ import pytest
 from broadcaster import Broadcast
 from broadcaster._backends.base import BroadcastBackend
 
+import streams.valkey
 from streams.channel import _WAITING_MESSAGES, BroadcastChannel, MemoryBackend
+from streams.valkey import PREFIX, ValkeyBackend
+from tests.valkey import KINDS, Valkey, ValkeyServer
 
-BACKENDS: dict[str, Callable[[int], BroadcastBackend]] = {
-    "memory": MemoryBackend,
-}
 DEADLINE_SECONDS = 30.0
 MakeBackend = Callable[[int], BroadcastBackend]
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=list(BACKENDS))
-def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
+class Prompt(ValkeyBackend):
+    """One that publishes when the server knows what it listens to: others' notices are heard soon, its own now."""
+
+    def __init__(self, valkey: Valkey, limit: int) -> None:
+        super().__init__(valkey.url, limit)
+        self._valkey = valkey
+        self._known: set[str] = set()
+
+    async def settled(self) -> None:
+        """Wait until the server has heard of every name that is listened to, or not any more."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while changed := self._names ^ self._known:
+                name = changed.pop()
+                listened, key = name in self._names, f"{PREFIX}{name}"
+                if await self._valkey.run("PUBSUB", "NUMSUB", key) == [key.encode(), int(listened)]:
+                    self._known ^= {name}
+                else:
+                    await asyncio.sleep(0.005)
+
+    async def publish(self, channel: str, message: Any) -> None:
+        """Send what is heard by this one, too, if it is to hear it, and by nobody who comes later."""
+        await self.settled()
+        await super().publish(channel, message)
+        await self._all_sent.wait()
+
+    async def disconnect(self) -> None:
+        """As it is; the server knows of nothing any more."""
+        await super().disconnect()
+        self._known.clear()
+
+
+@pytest.fixture(scope="module")
+async def valkey() -> AsyncIterator[Valkey]:
+    """A Valkey of this module, to whose backends new names are told at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams.valkey, "_LISTEN_SECONDS", 0.005)
+        async with ValkeyServer() as server:
+            yield server
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
+async def any_kind(request: pytest.FixtureRequest) -> AsyncIterator[Valkey]:
+    """One of every kind."""
+    async with request.param() as valkey:
+        yield valkey
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def make_backend(request: pytest.FixtureRequest, valkey: Valkey) -> MakeBackend:
     """Makes backends of one kind."""
-    make: MakeBackend = request.param
-    return make
+    if request.param == "memory":
+        return MemoryBackend
+    return lambda limit: Prompt(valkey, limit)
+
+
+async def arrived(backend: BroadcastBackend, message: str) -> None:
+    """What was published last is there."""
+    assert isinstance(backend, MemoryBackend | ValkeyBackend)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not backend._pending or backend._pending[-1].message != message:
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -261,6 +318,7 @@ async def test_beyond_its_bound_the_oldest_that_waits_is_dropped(make_backend: M
     await backend.subscribe(name)
     for n in range(10):
         await backend.publish(name, str(n))
+    await arrived(backend, "9")
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert [(await backend.next_published()).message for _ in range(3)] == ["7", "8", "9"]
     await backend.publish(name, "after")
@@ -346,3 +404,22 @@ async def test_a_closed_channel_delivers_nothing_more(make_backend: MakeBackend)
     assert await later.holds(1) == [{"n": 2}]
     await second.close()
     assert inbox.messages == [{"n": 1}]
+
+
+async def test_at_every_kind_of_valkey_notices_cross_in_order(any_kind: Valkey) -> None:
+    ears = Prompt(any_kind, 1_000)
+    here, there = BroadcastChannel(ValkeyBackend(any_kind.url)), BroadcastChannel(ears)
+    for channel in (here, there):
+        await channel.connect()
+    try:
+        name, inbox, other = new_name(), Inbox(), Inbox()
+        await there.listen(name, inbox)
+        await there.listen(new_name(), other)
+        await ears.settled()
+        for message in numbered(100):
+            await here.publish(name, message)
+        assert await inbox.holds(100) == numbered(100)
+        assert other.messages == []
+    finally:
+        await here.close()
+        await there.close()

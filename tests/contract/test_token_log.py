@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -10,6 +11,7 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import OutOfMemoryError
 
 from models.ids import new_id
 from models.parts import Part, TextPart, ToolPart, parts_to_json
@@ -17,8 +19,8 @@ from models.records import MessageRecord, MessageRole, MessageStatus
 from streams.buffer import StreamBuffer, parts_of
 from streams.ending import Written
 from streams.shared_hub import SharedHub
-from streams.token_log import LAST_ID, Growth, LogName, TokenLog
-from tests.valkey import ValkeyServer
+from streams.token_log import BLOCK_SECONDS, LAST_ID, Growth, LogName, TokenLog
+from tests.valkey import KINDS, SentinelGroup, Valkey, ValkeyServer, unbounded
 
 DEADLINE_SECONDS = 20.0
 
@@ -28,6 +30,13 @@ async def valkey() -> AsyncIterator[ValkeyServer]:
     """A server of this module; tests that kill it start it again."""
     async with ValkeyServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
+async def any_kind(request: pytest.FixtureRequest) -> AsyncIterator[Valkey]:
+    """One of every kind."""
+    async with request.param() as valkey:
+        yield valkey
 
 
 @pytest.fixture
@@ -132,6 +141,54 @@ async def test_many_logs_are_appended_to_in_one_command(valkey: ValkeyServer, to
     assert await evalsha_calls(valkey) - before == 1
 
 
+async def test_at_every_kind_of_valkey_a_log_is_appended_to_fenced_and_sealed(any_kind: Valkey) -> None:
+    log = TokenLog(any_kind.url)
+    try:
+        await log.probe()
+        # A server that starts anew does not know the scripts.
+        await any_kind.run("SCRIPT", "FLUSH")
+        buffers = [written(new_id(), *SAID) for _ in range(3)]
+        growths = [growth(buffer) for buffer in buffers]
+        assert await log.append(growths) == await log.append(growths) == [buffer.length for buffer in buffers]
+        assert await held(log, buffers[0].message_id) == buffers[0].parts()
+        waited = await log.wait({LogName(buffer.message_id): 0 for buffer in buffers})
+        assert len(waited) == 3
+        await any_kind.run("DEL", LogName(buffers[0].message_id).key)
+        assert await log.append([Growth(LogName(buffers[0].message_id), buffers[0].length, [])]) == [0]
+        assert await log.append(growths[:1]) == [buffers[0].length]
+        assert await log.sealed(LogName(buffers[1].message_id)) == buffers[1].parts()
+        assert await log.append(growths[1:2]) == [LAST_ID]
+    finally:
+        await log.close()
+
+
+async def test_at_every_kind_of_valkey_a_wait_is_ended(any_kind: Valkey) -> None:
+    log = TokenLog(any_kind.url)
+    try:
+        name = LogName(new_id())
+        await log.wake()
+        assert await log.wait({name: 0}) == {}  # woken before it waited
+        begun = time.monotonic()
+        waiting = asyncio.create_task(log.wait({name: 0}))
+        await blocked(any_kind)
+        await log.wake()
+        assert await waiting == {}
+        assert time.monotonic() - begun < BLOCK_SECONDS
+    finally:
+        await log.close()
+
+
+async def blocked(valkey: Valkey) -> None:
+    """Somebody waits for a log."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            clients = await valkey.run("INFO", "clients")
+            assert isinstance(clients, dict)
+            if clients["blocked_clients"]:
+                return
+            await asyncio.sleep(0.01)
+
+
 class Database:
     """What the database says of messages, as a test sets it."""
 
@@ -177,7 +234,7 @@ def record(message_id: UUID, owner_id: UUID, status: MessageStatus, parts: list[
 class Node:
     """A process's hub, with what it was told to give up."""
 
-    def __init__(self, valkey: ValkeyServer, database: Database) -> None:
+    def __init__(self, valkey: Valkey, database: Database) -> None:
         self.log = TokenLog(valkey.url)
         self.lost: list[UUID] = []
         self.hub = SharedHub(self.log, database.find, self.lost.append)
@@ -213,9 +270,9 @@ async def message_at_the_end(buffer: StreamBuffer) -> MessageRecord | None:
     return buffer.ended.message if buffer.ended else None
 
 
-async def test_readers_everywhere_see_what_is_written_somewhere(valkey: ValkeyServer) -> None:
+async def test_readers_everywhere_see_what_is_written_somewhere(any_kind: Valkey) -> None:
     database, message_id, owner_id = Database(), new_id(), new_id()
-    async with Node(valkey, database) as writer, Node(valkey, database) as reader:
+    async with Node(any_kind, database) as writer, Node(any_kind, database) as reader:
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
         followed = await follow(reader, message_id)
@@ -274,6 +331,157 @@ async def test_a_server_that_comes_back_empty_is_given_everything_again(valkey: 
         await until_length(followed, draft.length)
         await until_length(own, draft.length)
         assert followed.parts() == own.parts() == draft.parts()
+
+
+async def test_r30_an_evicted_log_is_written_anew_under_its_readers() -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with (
+        ValkeyServer("--maxmemory", "4mb", "--maxmemory-policy", "allkeys-lru") as small,
+        Node(small, database) as writer,
+        Node(small, database) as reader,
+        Node(small, database) as late,
+    ):
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        for round_ in range(3):
+            draft.append_text("TEXT", f"before the eviction {round_} ")
+            await until_length(followed, draft.length)
+            # Others' data comes until there is no place for ours: all of it at once, so that nothing is used since.
+            key, filled = LogName(message_id).key, 0
+            while await small.run("EXISTS", key):
+                await small.run("EVAL", FILL, 0, filled, 1_000)
+                filled += 1_000
+            draft.append_text("TEXT", f"and after it {round_} ")
+            await until_length(followed, draft.length)
+        assert writer.hub.rewritten
+        whole = await late.hub.follow(message_id)
+        assert whole is not None
+        await until_length(whole, draft.length)
+        assert whole.parts() == followed.parts() == draft.parts()
+
+
+FILL = """
+for n = ARGV[1], ARGV[1] + ARGV[2] do redis.call('SET', 'other:' .. n, string.rep('x', 1000)) end
+"""
+
+
+async def test_r33_a_memory_that_is_full_is_a_pause_and_heals(caplog: pytest.LogCaptureFixture) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with (
+        ValkeyServer("--maxmemory", "4mb", "--maxmemory-policy", "noeviction") as small,
+        Node(small, database) as writer,
+        Node(small, database) as reader,
+    ):
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        own = writer.hub.get(message_id)
+        assert followed is not None
+        assert own is not None
+        draft.append_text("TEXT", "before ")
+        await until_length(followed, draft.length)
+        await small.run("EVAL", FILL, 0, 1, 10_000)
+        with pytest.raises(OutOfMemoryError):
+            await small.run("SET", "one", "more")
+        draft.append_text("TEXT", "while it is full ")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while writer.hub.failed_appends < 3:
+                await asyncio.sleep(0.01)
+        assert own.length == followed.length == len("before ")
+        late = await reader.hub.follow(message_id)  # is not refused
+        assert late is followed
+        await small.run("CONFIG", "SET", "maxmemory", "100mb")
+        draft.append_text("TEXT", "and after")
+        await until_length(followed, draft.length)
+        await until_length(own, draft.length)
+        assert followed.parts() == draft.parts()
+    assert caplog.text.count("the token log is out of reach: its memory is full; readers wait") == 1
+
+
+async def test_r31_what_comes_while_the_log_is_frozen_is_kept_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.token_log.COMMAND_SECONDS", 0.3)
+    monkeypatch.setattr("streams.valkey._TRY_SECONDS", 0.15)
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with ValkeyServer() as valkey, Node(valkey, database) as writer, Node(valkey, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        draft.append_text("TEXT", "seen ")
+        await until_length(followed, draft.length)
+        tasks = len(asyncio.all_tasks())
+        valkey.freeze()
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while writer.hub.failed_appends < 3:
+                    draft.append_text("TEXT", "not seen ")
+                    await asyncio.sleep(0.001)
+            assert writer.hub.unlogged_characters == draft.length - len("seen ")
+            # The answer itself is all that grew: no queue of the log's own, no task for each token, no line of the log.
+            assert list(writer.hub._grown) in ([], [message_id])
+            assert len(asyncio.all_tasks()) <= tasks + 2
+            assert caplog.text.count("the token log is out of reach") <= 4
+        finally:
+            valkey.thaw()
+        await until_length(followed, draft.length)
+        assert followed.parts() == draft.parts()
+
+
+async def test_r34_every_key_has_a_bound_and_an_end_whenever_its_writer_dies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.token_log._MOST_ENTRIES", 100)
+    async with ValkeyServer() as valkey:
+        # As long as a process lives that does nothing but die: no call is followed by another that would bound it.
+        for dies_after in range(4):
+            log, buffer = TokenLog(valkey.url), written(new_id(), "x")
+            if dies_after >= 1:
+                await log.append([growth(buffer)])
+            if dies_after >= 2:
+                for _ in range(500):
+                    before = buffer.length
+                    buffer.append_text("TEXT", "y")
+                    await log.append([growth(buffer, before)])
+                length = int(str(await valkey.run("XLEN", LogName(buffer.message_id).key)))
+                assert 100 <= length <= 300  # Valkey drops whole blocks of a hundred
+            if dies_after >= 3:
+                await log.end(LogName(buffer.message_id))
+            await log.wake()
+            assert await unbounded(valkey) == []
+            await log.close()
+        assert await valkey.run("DBSIZE") == 7
+
+
+async def test_a_master_that_was_frozen_and_wakes_is_written_to_and_read_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.token_log.COMMAND_SECONDS", 2.0)
+    monkeypatch.setattr("streams.valkey._TRY_SECONDS", 1.0)
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with SentinelGroup() as group, Node(group, database) as writer, Node(group, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        followed = await reader.hub.follow(message_id)
+        assert followed is not None
+        draft.append_text("TEXT", "at the first ")
+        await until_length(followed, draft.length)
+        first = group.primary
+        first.freeze()
+        draft.append_text("TEXT", "at the second ")
+        await group.promoted()
+        await until_length(followed, draft.length)
+        first.thaw()
+        draft.append_text("TEXT", "while there are two, ")
+        await until_length(followed, draft.length)
+        await first.runs_until(lambda text: "'role': 'slave'" in text, "INFO", "replication")
+        draft.append_text("TEXT", "and after")
+        await until_length(followed, draft.length)
+        assert followed.parts() == draft.parts()
+        assert await held(reader.log, message_id) == draft.parts()
 
 
 async def test_a_writer_that_was_given_up_is_told(valkey: ValkeyServer) -> None:

@@ -16,7 +16,7 @@ from tests.client import Client, connect, text_of
 from tests.conftest import make_database
 from tests.e2e.test_process import STEADY, read_some, running
 from tests.process import ServerProcess
-from tests.valkey import ValkeyServer
+from tests.valkey import ValkeyServer, unbounded
 
 SCRIPTS = {
     "steady": {"wordsPerSecond": 200, "steps": [{"text": STEADY}]},
@@ -40,6 +40,8 @@ async def nodes(postgres_url: str, tmp_path: Path) -> AsyncIterator[list[ServerP
         }
         folders = [{"DATA_DIR": str(tmp_path / name)} for name in ("one", "two")]
         yield [await stack.enter_async_context(running(environment, **folder)) for folder in folders]
+        # R34: whoever was killed meanwhile has left nothing that stays for ever.
+        assert await unbounded(valkey) == []
 
 
 async def at(stack: AsyncExitStack, nodes: list[ServerProcess]) -> list[Client]:
