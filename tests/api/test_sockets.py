@@ -11,7 +11,7 @@ import jwt
 import orjson
 import pytest
 
-import server.graphql_socket
+from server.graphql_socket import SocketTimes
 from server.runtime import Server
 from tests.client import PROTOCOL, READ, Client, connect, transport_of
 from tests.conftest import make_database, test_settings
@@ -134,8 +134,10 @@ async def test_another_subprotocol_closes_with_4406(client: Client) -> None:
             assert await closed_with(ws) == 4406
 
 
-async def test_silence_instead_of_an_init_closes_with_4408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.graphql_socket, "INIT_SECONDS", 0.05)
+async def test_silence_instead_of_an_init_closes_with_4408(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.application.sockets.limits, "times", SocketTimes(init_seconds=0.05))
     async with socket(client) as ws:
         assert await closed_with(ws) == 4408
 
@@ -303,10 +305,13 @@ async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any
 
 
 async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_resume(
-    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(server.graphql_socket, "HEARTBEAT_SECONDS", 0.3)
-    own = Server(test_settings(await make_database(postgres_url), tmp_path), providers=SCRIPTS.models())
+    own = Server(
+        test_settings(await make_database(postgres_url), tmp_path),
+        providers=SCRIPTS.models(),
+        socket_times=SocketTimes(heartbeat_seconds=0.3, stall_seconds=1.0, close_seconds=0.3),
+    )
     await own.start()
     try:
         async with connect(own.address) as client:
