@@ -150,6 +150,7 @@ class GraphQLSockets:
         finally:
             self._open.discard(socket)
             self._free(request.transport)
+            _untie(request, ws)
         return ws
 
     def _free(self, transport: asyncio.Transport | None) -> None:
@@ -238,6 +239,8 @@ class _Socket:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, *([self._closing] if self._closing else []), return_exceptions=True)
+            # A cancelled task holds its frames, and so this.
+            self._operations.clear()
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a code; the client is given a moment to agree."""
@@ -434,6 +437,16 @@ class _Socket:
         if not task.cancelled():
             # Whoever waits is told; that nobody does is no error.
             task.exception()
+
+
+def _untie(request: web.Request, ws: web.WebSocketResponse) -> None:
+    """Undo what makes circles of a socket that has ended: it is freed at once, and not when garbage is collected."""
+    error = ws.exception()
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+    # There is no public way.
+    request.protocol._data_received_cb = None  # noqa: SLF001
 
 
 def _cut(transport: asyncio.Transport) -> None:

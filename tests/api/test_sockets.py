@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -333,3 +334,42 @@ async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_r
     finally:
         await own.drain()
         await own.close()
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["closed", "cut"])
+async def test_a_socket_that_has_ended_is_freed_without_the_garbage_collector(client: Client, cut: bool) -> None:
+    def held() -> int:
+        kinds = ("_Socket", "WebSocketResponse", "EventExecutor", "Context")
+        return sum(type(one).__name__ in kinds for one in gc.get_objects() if type(one).__module__ != "contextvars")
+
+    async def follow() -> None:
+        async with client.subscribe("subscription { changes { __typename } }", {}) as subscription:
+            await subscription.next()
+            if cut:
+                subscription.abort()
+
+    await follow()
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        for _ in range(3):
+            await follow()
+        async with asyncio.timeout(10):
+            while held() > before:
+                await asyncio.sleep(0.05)
+    finally:
+        gc.enable()
+
+
+async def test_an_operation_by_post_is_freed_without_the_garbage_collector(client: Client) -> None:
+    query = "{ viewer { id } threads(first: 5) { nodes { id title } } models { id } }"
+    await client.run(query)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await client.run(query)
+        assert not [one for one in gc.get_objects() if type(one).__name__ == "EventExecutor"]
+    finally:
+        gc.enable()
