@@ -25,13 +25,14 @@ import uvloop
 from bench import report, servers
 from bench.cores import Cores
 from bench.load_http import HttpRound, fetch, get_request, graphql_request, measure_requests
+from bench.load_sockets import SESSION
 from bench.load_streams import (
     RATE,
     StreamRound,
     measure_streams,
     open_product_stream,
     open_raw_stream,
-    write_scripts,
+    stream_scripts,
 )
 from bench.seed import seed
 from bench.servers import BenchError, Place, ServerProcess
@@ -39,7 +40,6 @@ from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import IdKind, parse_id
 
 _CONNECTIONS = 16
-_SESSION = "mutation { startAnonymousSession { token viewer { id } } }"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,8 @@ class Bench:
         assert task is not None
         # As Ctrl-C does: the servers are stopped and the folder is removed.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        write_scripts(self.scripts, self.plan.stream_counts, self.plan.stream_seconds)
+        models = stream_scripts(self.plan.stream_counts, self.plan.stream_seconds)
+        self.scripts.write_bytes(orjson.dumps(models))
         print(report.heading(self.cores, _CONNECTIONS), flush=True)
         await self._requests()
         for count in self.plan.stream_counts:
@@ -171,7 +172,7 @@ class Bench:
 
     async def _prepare(self, product: ServerProcess) -> None:
         """The user, by the product, whose start made the tables; the user's rows, by SQL."""
-        answer: dict[str, Any] = orjson.loads(await fetch(product.port, graphql_request(_SESSION)))
+        answer: dict[str, Any] = orjson.loads(await fetch(product.port, graphql_request(SESSION)))
         session = answer["data"]["startAnonymousSession"]
         self.token = session["token"]
         await seed(self.place.database_url, parse_id(IdKind.USER, session["viewer"]["id"]))

@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,7 +30,7 @@ mutation Ask($input: SendMessageInput!) { sendMessage(input: $input) { assistant
 """
 # What a client has to ask for to draw an answer and to resume it; not the whole text again at the end, whose words
 # would be counted.
-_READ = """
+READ = """
 subscription Read($messageId: ID!, $after: Cursor) {
   messageStream(messageId: $messageId, after: $after) {
     __typename
@@ -90,7 +89,7 @@ def model_name(streams: int) -> str:
     return f"bench-{streams}"
 
 
-def write_scripts(file: Path, counts: list[int], seconds: float) -> None:
+def stream_scripts(counts: list[int], seconds: float) -> dict[str, Any]:
     """Scripted models for the product, one for each number of streams.
 
     Each is silent until all its streams are started, so that starting the last ones is not slowed down by the first
@@ -100,12 +99,12 @@ def write_scripts(file: Path, counts: list[int], seconds: float) -> None:
         counts: the numbers of streams.
         seconds: length of the window.
     """
-    models = {}
+    models: dict[str, Any] = {}
     for count in counts:
         # One step of a second each: the provider makes a list of a step's words for every stream.
         speaking = [{"text": TOKEN.decode() * _WORDS_A_STEP}] * int(seconds + _silence(count) + _RUNNING_SECONDS)
         models[model_name(count)] = {"wordsPerSecond": RATE, "steps": [{"pause": _silence(count)}, *speaking]}
-    file.write_bytes(orjson.dumps(models))
+    return models
 
 
 def _silence(count: int) -> int:
@@ -116,19 +115,30 @@ async def open_product_stream(
     server: ServerProcess, connection: HttpConnection, token: str, streams: int
 ) -> StreamReader:
     """Ask in a new thread, and read the answer as a client does: `graphql-transport-ws`."""
-    asked = {"idempotencyKey": str(uuid.uuid4()), "text": "Say a word.", "modelId": model_name(streams)}
+    message_id = await ask(connection, token, model_name(streams))
+    reader = StreamReader(*product_socket(token, READ, {"messageId": message_id}), RATE)
+    await reader.open(server.port)
+    return reader
+
+
+async def ask(connection: HttpConnection, token: str, model: str) -> str:
+    """Ask a model in a new thread; the id of the answer."""
+    asked = {"idempotencyKey": str(uuid.uuid4()), "text": "Say a word.", "modelId": model}
     answer: dict[str, Any] = orjson.loads(await connection.exchange(graphql_request(_SEND, token, {"input": asked})))
     if "errors" in answer:
         raise BenchError(f"sendMessage was refused: {answer['errors']}")
-    message_id = answer["data"]["sendMessage"]["assistantMessage"]["id"]
+    message_id: str = answer["data"]["sendMessage"]["assistantMessage"]["id"]
+    return message_id
+
+
+def product_socket(token: str, query: str, variables: dict[str, Any]) -> tuple[str, str, list[str]]:
+    """Path, headers and opening of a socket of the product that subscribes to one thing."""
     opening: list[dict[str, Any]] = [
         {"type": "connection_init", "payload": {"authorization": f"Bearer {token}"}},
-        {"id": "1", "type": "subscribe", "payload": {"query": _READ, "variables": {"messageId": message_id}}},
+        {"id": "1", "type": "subscribe", "payload": {"query": query, "variables": variables}},
     ]
     texts = [orjson.dumps(message).decode() for message in opening]
-    reader = StreamReader("/graphql", "Sec-WebSocket-Protocol: graphql-transport-ws\r\n", texts, RATE)
-    await reader.open(server.port)
-    return reader
+    return "/graphql", "Sec-WebSocket-Protocol: graphql-transport-ws\r\n", texts
 
 
 async def open_raw_stream(server: ServerProcess, _: HttpConnection, token: str, __: int) -> StreamReader:

@@ -26,14 +26,13 @@ _NOISY = 0.1
 
 def heading(cores: Cores, connections: int) -> str:
     """What was compared, of which versions, on what machine."""
-    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    cpu = f"{_cpu_model()}, {platform.system()} {platform.release()}"
+    cpu = f"{cpu_model()}, {platform.system()} {platform.release()}"
     places = f"server on core {cores.server}, generator and PostgreSQL on core {cores.generator}"
     if cores.shared:
         places += ": ONE CORE FOR ALL, so that the figures below say little"
     return (
         "## Threadgraph and a hand-written server without GraphQL (RAW)\n\n"
-        f"- product: {_revision()}; Python {platform.python_version()}, {packages}\n"
+        f"- product: {revision()}; {packages()}\n"
         f"- machine: {cpu}; {places}; all on 127.0.0.1\n"
         f"- requests: closed loop, {connections} keep-alive connections; every answer is compared byte by byte\n"
         "- figures: median of the rounds (least–greatest); rounds of the two servers alternate, and a ratio is taken "
@@ -124,7 +123,13 @@ def _remarks(product: Sequence[HttpRound | StreamRound], raw: Sequence[HttpRound
     return remarks and "\n" + remarks
 
 
-def _revision() -> str:
+def packages() -> str:
+    """The versions of what it is made of."""
+    return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+
+
+def revision() -> str:
+    """Of this repository."""
     root = Path(__file__).parent.parent
     command = ["git", "describe", "--always", "--dirty"]
     try:
@@ -134,7 +139,8 @@ def _revision() -> str:
     return f"revision {described.stdout.strip()}"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Of this machine."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -107,6 +107,10 @@ class ServerProcess:
         """Memory the process holds now, in MiB."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES / 2**20
 
+    def descriptors(self) -> int:
+        """How many descriptors the process has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def complaints(self) -> list[str]:
         """Warnings and errors in its log so far."""
         return [line for line in self._log().splitlines() if _COMPLAINT.search(line)]
@@ -115,22 +119,24 @@ class ServerProcess:
         return self._log_file.read_text(errors="replace")
 
 
-def product(place: Place, scripts: Path) -> ServerProcess:
+def product(place: Place, scripts: Path, *, name: str = "product", **more: str) -> ServerProcess:
     """This repository's server.
 
     Args:
         scripts: a file of scripted models to offer.
+        name: its own, where there are several.
+        more: further settings.
     """
     environment = {
         "DATABASE_URL": place.database_url,
-        "DATA_DIR": str(place.folder / "data"),
+        "DATA_DIR": str(place.folder / name),
         "GRAPHIQL": "false",
         "SESSION_SECRET": _SECRET,
         "SCRIPTED_MODELS_FILE": str(scripts),
         # Answers that still run when a window is over are of no use to anybody.
         "SHUTDOWN_GRACE_SECONDS": "0",
     }
-    return ServerProcess("product", "server", environment, place)
+    return ServerProcess(name, "server", environment | more, place)
 
 
 def raw(place: Place) -> ServerProcess:

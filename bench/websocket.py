@@ -1,7 +1,8 @@
-"""A reader of one token stream over WebSocket (RFC 6455), as lean as Python allows: it counts frames and tokens.
+"""Readers over WebSocket (RFC 6455), as lean as Python allows.
 
-Payloads are not decoded. A token is a word that occurs nowhere else in an event, so counting the word in the received
-bytes counts tokens, whether an event carries one of them or a merged delta carries many.
+The one of a token stream counts frames and tokens and decodes nothing: a token is a word that occurs nowhere else in an
+event, so counting the word in the received bytes counts tokens, whether an event carries one of them or a merged delta
+carries many.
 """
 
 from __future__ import annotations
@@ -12,41 +13,29 @@ from array import array
 from base64 import b64encode
 from typing import cast
 
-from bench.servers import HOST
+from bench.servers import HOST, BenchError
 
 TOKEN = b" word"
 _KEY = b64encode(bytes(16)).decode()
 _TEXT_FRAME = 0x81
 _PING, _PONG = 0x89, 0x8A
+_TEXT_SECONDS = 60.0
 
 
-class StreamReader(asyncio.Protocol):
-    """One socket with one stream.
+class SocketClient(asyncio.Protocol):
+    """One socket: the handshake, what is said first, and the frames.
 
     Args:
         path: where the socket is opened, with its query.
         headers: further lines of the handshake, each with its end.
         opening: texts to send: the first after the handshake, each other one after the next text that comes in.
-        rate: tokens a second that the server's producer makes; lags are measured against that beat.
 
     Attributes:
-        running: set once the first token is here.
-        events: text frames with tokens, since the start.
-        tokens: tokens in them.
-        best: the time at which token 0 would have come, had all come as promptly as the promptest did. The producers'
-            due times lie on the beat, so what a token comes later than that is its lag.
-        arrivals: while `recording`, of each event: when its oldest token came, less that token's place in the beat.
         problems: what came and was not expected, shortened.
         closed: whether the server hung up.
     """
 
-    def __init__(self, path: str, headers: str, opening: list[str], rate: float) -> None:
-        self.running = asyncio.Event()
-        self.events = 0
-        self.tokens = 0
-        self.best = float("inf")
-        self.recording = False
-        self.arrivals = array("d")
+    def __init__(self, path: str, headers: str, opening: list[str]) -> None:
         self.problems: list[str] = []
         self.closed = False
         self._handshake = (
@@ -54,7 +43,6 @@ class StreamReader(asyncio.Protocol):
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {_KEY}\r\n{headers}\r\n"
         ).encode()
         self._opening = opening
-        self._beat = 1 / rate
         self._upgraded = False
         self._rest = b""
         self._transport: asyncio.Transport | None = None
@@ -111,21 +99,17 @@ class StreamReader(asyncio.Protocol):
             self._rest = data[position:]
 
     def _take(self, kind: int, data: bytes, start: int, end: int, now: float) -> None:
-        tokens = data.count(TOKEN, start, end)
-        if kind == _TEXT_FRAME and tokens:
-            self.events += 1
-            if self.recording:
-                self.arrivals.append(now - (self.tokens + 1) * self._beat)
-            self.tokens += tokens
-            self.best = min(self.best, now - self.tokens * self._beat)
-            if self.events == 1:
-                self.running.set()
-        elif kind == _PING:
+        if kind == _PING:
             self._send(_PONG, data[start:end])
         elif kind == _TEXT_FRAME and self._opening:
             self._say_next()
         else:
-            self._complain(data[start:end])
+            self._take_frame(kind, data, start, end, now)
+
+    def _take_frame(self, kind: int, data: bytes, start: int, end: int, now: float) -> None:
+        """What came after the opening, and is no ping."""
+        del kind, now
+        self._complain(data[start:end])
 
     def _say_next(self) -> None:
         if self._opening:
@@ -141,3 +125,67 @@ class StreamReader(asyncio.Protocol):
     def _complain(self, data: bytes) -> None:
         if len(self.problems) < 3:
             self.problems.append(data[:300].decode(errors="replace"))
+
+
+class StreamReader(SocketClient):
+    """A reader of one token stream that counts.
+
+    Args:
+        rate: tokens a second that the server's producer makes; lags are measured against that beat.
+
+    Attributes:
+        running: set once the first token is here.
+        events: text frames with tokens, since the start.
+        tokens: tokens in them.
+        best: the time at which token 0 would have come, had all come as promptly as the promptest did. The producers'
+            due times lie on the beat, so what a token comes later than that is its lag.
+        arrivals: while `recording`, of each event: when its oldest token came, less that token's place in the beat.
+    """
+
+    def __init__(self, path: str, headers: str, opening: list[str], rate: float) -> None:
+        super().__init__(path, headers, opening)
+        self.running = asyncio.Event()
+        self.events = 0
+        self.tokens = 0
+        self.best = float("inf")
+        self.recording = False
+        self.arrivals = array("d")
+        self._beat = 1 / rate
+
+    def _take_frame(self, kind: int, data: bytes, start: int, end: int, now: float) -> None:
+        tokens = data.count(TOKEN, start, end)
+        if kind != _TEXT_FRAME or not tokens:
+            return self._complain(data[start:end])
+        self.events += 1
+        if self.recording:
+            self.arrivals.append(now - (self.tokens + 1) * self._beat)
+        self.tokens += tokens
+        self.best = min(self.best, now - self.tokens * self._beat)
+        if self.events == 1:
+            self.running.set()
+        return None
+
+
+class TextReader(SocketClient):
+    """A reader that keeps what it is sent after the opening, and when it came, until it is taken."""
+
+    def __init__(self, path: str, headers: str, opening: list[str]) -> None:
+        super().__init__(path, headers, opening)
+        self._texts: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+    async def next(self) -> tuple[float, bytes]:
+        """When the next text came, and the text.
+
+        Raises:
+            BenchError: none comes in time.
+        """
+        try:
+            return await asyncio.wait_for(self._texts.get(), _TEXT_SECONDS)
+        except TimeoutError:
+            raise BenchError(f"a socket was told nothing; {'closed; ' * self.closed}{self.problems}") from None
+
+    def _take_frame(self, kind: int, data: bytes, start: int, end: int, now: float) -> None:
+        if kind == _TEXT_FRAME:
+            self._texts.put_nowait((now, data[start:end]))
+        else:
+            self._complain(data[start:end])

@@ -24,6 +24,7 @@ from graphql import (
     is_leaf_type,
 )
 from graphql.execution.collect_fields import collect_fields
+from graphql.type.definition import GraphQLResolveInfoHelpers
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 Field = tuple[str, str, Callable[[Any], Any]]
@@ -61,6 +62,19 @@ class _PlannedEvent:
 
 class EventExecutor(StrawberryGraphQLCoreExecutionContext):
     """Strawberry's executor, with planned subscription events."""
+
+    @property
+    def async_helpers(self) -> GraphQLResolveInfoHelpers:
+        """What resolvers may await things with, made when it is asked for.
+
+        graphql-core keeps it, and with it a circle: each operation and all it held would stay until the garbage
+        collector comes, which a server that collects seldom would pay with its memory.
+        """
+        return GraphQLResolveInfoHelpers(self.gather_async_work, self.track_async_work)
+
+    @async_helpers.setter
+    def async_helpers(self, helpers: GraphQLResolveInfoHelpers) -> None:
+        del helpers
 
     def build_per_event_executor(self, payload: Any) -> Any:
         """An executor for one event: a planned one where the event's type is plain."""

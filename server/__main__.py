@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,10 @@ from collections.abc import Callable
 from config import Settings, SettingsError, load, settings_page
 from models.embedded import EmbeddedPostgresError
 from server.arguments import command_line
+from server.descriptors import allow_descriptors
 from server.logs import configure_logging
+
+log = logging.getLogger(__name__)
 
 try:
     import uvloop
@@ -75,6 +79,9 @@ def _serve() -> int:
     try:
         settings = load(os.environ)
         configure_logging(settings.log_level, settings.log_format)
+        allowed = allow_descriptors(settings.max_sockets)
+        if allowed is not None and allowed < settings.max_sockets:
+            log.warning("MAX_SOCKETS is %d, but this process may have %d descriptors", settings.max_sockets, allowed)
         with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             runner.run(_run(settings))
     except (SettingsError, EmbeddedPostgresError) as error:

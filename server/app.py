@@ -13,7 +13,7 @@ from server.connections import Connections
 from server.files import FileLinks
 from server.graphiql import GraphiQL
 from server.graphql_http import GraphQLHttp, error_response, not_allowed
-from server.graphql_socket import GraphQLSockets, SocketLimits
+from server.graphql_socket import GraphQLSockets, SocketLimits, SocketTimes
 from server.ingest import Ingest
 from server.operations import Operations
 from server.origins import Origins
@@ -36,12 +36,14 @@ class Application:
         account_files: AccountFiles,
         ingest: Ingest | None,
         operations: Operations,
+        socket_times: SocketTimes,
     ) -> None:
         schema = build_schema(introspection=settings.introspection)
         limits = SocketLimits(
             max_message_bytes=settings.max_request_bytes,
             max_operations=settings.max_subscriptions_per_socket,
             max_sockets=settings.max_sockets,
+            times=socket_times,
         )
         self._origins = Origins(settings.allowed_origins)
         self._http = GraphQLHttp(schema, services, operations)

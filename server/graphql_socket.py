@@ -6,8 +6,8 @@ drain that tells clients to come back, and no work for an event beside its encod
 
 Close codes: 4400 message that is none, 4401 subscribe before the acknowledgement, 4403 token refused or expired, or its
 user is no more (clients retry with a new one), 4406 another subprotocol, 4408 no connection_init in time, 4409 id in
-use, 4429 second connection_init, 1012 the server restarts (clients reconnect at once), 1013 the token cannot be
-verified now.
+use, 4420 the client does not read (it may come back), 4429 second connection_init, 1012 the server restarts (clients
+reconnect at once), 1013 the token cannot be verified now.
 
 A client keeps its socket and what runs on it by sending a new token in time, as `authorization` in the payload of a
 `ping`; the payload of the `pong` says in `expiresAt` until when the socket lives now (docs/identity.md).
@@ -18,14 +18,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket as sockets
+import sys
 import time
+from collections import Counter
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
+from aiohttp.abc import AbstractStreamWriter
 from strawberry.types.execution import PreExecutionError
 
 from graph.context import Context, Services
@@ -41,23 +46,48 @@ from services.viewer import Viewer
 log = logging.getLogger(__name__)
 
 PROTOCOL = "graphql-transport-ws"
-INIT_SECONDS = 10.0
-# A peer that vanished without a FIN is found by a ping without a pong: after at most 1.5 times this.
-HEARTBEAT_SECONDS = 25.0
-# How long a socket can outlive the deletion of its user by another process; by this one it ends at once.
-WATCH_SECONDS = 15.0
+NOT_READING = 4420
+# What a socket whose client does not read costs: so much here and the frame that went over it, and so much of what was
+# not sent yet in the kernel, which without that limit takes megabytes. What else there is to tell is not made.
+_WAITING_BYTES = 65_536
+_UNSENT_BYTES = 16_384
+# Not known to every system.
+_NOTSENT_LOWAT: int | None = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
 _LONGEST_TIMER_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class SocketTimes:
+    """How long clients are waited for.
+
+    Attributes:
+        init_seconds: for `connection_init`.
+        heartbeat_seconds: a peer that vanished without a FIN is found by a ping without a pong: after at most 1.5 times
+            this.
+        stall_seconds: a client that has taken nothing for as long of what waits for it, and not for twice as long, is
+            let go.
+        close_seconds: for the answer to a close, and for what was sent before to leave. Then the connection is cut.
+        watch_seconds: how long a socket can outlive the deletion of its user by another process; by this one it ends at
+            once.
+    """
+
+    init_seconds: float = 10.0
+    heartbeat_seconds: float = 25.0
+    stall_seconds: float = 15.0
+    close_seconds: float = 5.0
+    watch_seconds: float = 15.0
 
 
 class SocketLimits:
     """What sockets may take of a process."""
 
-    __slots__ = ("max_message_bytes", "max_operations", "max_sockets")
+    __slots__ = ("max_message_bytes", "max_operations", "max_sockets", "times")
 
-    def __init__(self, *, max_message_bytes: int, max_operations: int, max_sockets: int) -> None:
+    def __init__(self, *, max_message_bytes: int, max_operations: int, max_sockets: int, times: SocketTimes) -> None:
         self.max_message_bytes = max_message_bytes
         self.max_operations = max_operations
         self.max_sockets = max_sockets
+        self.times = times
 
 
 class GraphQLSockets:
@@ -68,6 +98,8 @@ class GraphQLSockets:
         self.services = services
         self.limits = limits
         self.operations = operations
+        # For metrics: sockets that were let go, `unread` or `silent`.
+        self.let_go: Counter[str] = Counter()
         self._open: set[_Socket] = set()
         self._watching: asyncio.Task[None] | None = None
         services.identities.when_gone(self._close_gone)
@@ -94,24 +126,37 @@ class GraphQLSockets:
         """Serve one socket until it closes. Its origin has been checked."""
         if len(self._open) >= self.limits.max_sockets:
             return error_response(503, ErrorCode.UNAVAILABLE, "Too many sockets are open here; try again.")
-        # No compression: its windows cost more memory a socket than a token stream is long.
+        # No compression: its windows cost more memory a socket than a token stream is long. Whether there is room for a
+        # frame is asked before it is made, so the writer has no limit of its own; for the same reason pings are
+        # answered by us.
         ws = web.WebSocketResponse(
             protocols=(PROTOCOL,),
-            heartbeat=HEARTBEAT_SECONDS,
+            timeout=self.limits.times.close_seconds,
+            autoping=False,
+            heartbeat=self.limits.times.heartbeat_seconds,
             max_msg_size=self.limits.max_message_bytes,
             compress=False,
+            writer_limit=sys.maxsize,
         )
-        await ws.prepare(request)
+        writer = await ws.prepare(request)
+        _limit_what_waits(request.transport)
         if ws.ws_protocol != PROTOCOL:
             await ws.close(code=4406, message=b"Subprotocol not acceptable")
             return ws
-        socket = _Socket(self, ws, request)
+        socket = _Socket(self, ws, request, writer)
         self._open.add(socket)
         try:
             await socket.serve()
         finally:
             self._open.discard(socket)
+            self._free(request.transport)
+            _untie(request, ws)
         return ws
+
+    def _free(self, transport: asyncio.Transport | None) -> None:
+        """Nobody serves this connection any more: see that it ends, though its peer may never take what it was sent."""
+        if transport is not None and transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(self.limits.times.close_seconds, _cut, transport)
 
     async def close_all(self) -> None:
         """Tell every client that the server goes away and that it should come back."""
@@ -120,7 +165,7 @@ class GraphQLSockets:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self.limits.times.watch_seconds)
             present = {socket.viewer.id for socket in self._open if socket.viewer is not None}
             if not present:
                 continue
@@ -143,17 +188,29 @@ class GraphQLSockets:
 class _Socket:
     """One connection: its identity and its operations, each in a task that ends with it."""
 
-    def __init__(self, sockets: GraphQLSockets, ws: web.WebSocketResponse, request: web.Request) -> None:
+    def __init__(
+        self,
+        sockets: GraphQLSockets,
+        ws: web.WebSocketResponse,
+        request: web.Request,
+        writer: AbstractStreamWriter,
+    ) -> None:
         self._sockets = sockets
+        self._times = sockets.limits.times
         self._ws = ws
         self._request = request
+        self._writer = writer
         self.viewer: Viewer | None = None
         self._initialised = False
         self._acknowledged = False
+        self._closed_here = False
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._closing: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(INIT_SECONDS, self.close_soon, 4408, "Connection initialisation timeout")
+        self._timer = loop.call_later(
+            self._times.init_seconds, self.close_soon, 4408, "Connection initialisation timeout"
+        )
 
     @property
     def running(self) -> int:
@@ -168,19 +225,29 @@ class _Socket:
                     await self._take(message.data)
                 elif message.type is WSMsgType.BINARY:
                     await self.close(4400, "Messages are text")
+                elif message.type is WSMsgType.PING:
+                    await self._room()
+                    await self._ws.pong(message.data)
         except (ClientConnectionResetError, ConnectionResetError):
             pass
         finally:
+            # aiohttp ends a socket so where a ping had no pong; we do where a close had no answer.
+            if isinstance(self._ws.exception(), TimeoutError) and not self._closed_here:
+                self._sockets.let_go["silent"] += 1
             self._timer.cancel()
-            tasks = [task for task in (*self._operations.values(), self._closing) if task is not None]
-            for task in self._operations.values():
+            running = [task for task in (*self._operations.values(), self._draining) if task is not None]
+            for task in running:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*running, *([self._closing] if self._closing else []), return_exceptions=True)
+            # A cancelled task holds its frames, and so this.
+            self._operations.clear()
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a code; the client is given a moment to agree."""
+        self._closed_here = True
         with contextlib.suppress(ConnectionError, RuntimeError):
-            await self._ws.close(code=code, message=reason.encode()[:120])
+            # Not drained: that has no deadline. The end of `serve` has one.
+            await self._ws.close(code=code, message=reason.encode()[:120], drain=False)
 
     def close_soon(self, code: int, reason: str) -> None:
         """Close with a code, in a task of the socket's own."""
@@ -334,5 +401,71 @@ class _Socket:
         return {"id": operation_id, "type": "complete"}
 
     async def _send(self, message: dict[str, Any]) -> None:
+        # Before the text is made: what a reader that is late has not been told yet is merged, not queued.
+        await self._room()
         # Text: a binary frame is one that no GraphQL client reads.
         await self._ws.send_str(orjson.dumps(message).decode())
+
+    async def _room(self) -> None:
+        """Wait until the client has taken enough of what it was sent.
+
+        Raises:
+            ConnectionResetError: it takes nothing, or is gone.
+        """
+        while self._request.protocol.writing_paused:
+            if self._draining is None:
+                # One wait for all operations: each alone would cancel the others' with its own.
+                self._draining = asyncio.create_task(self._drain(), name="socket drain")
+                self._draining.add_done_callback(self._drained)
+            await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        while True:
+            transport = self._request.transport
+            if transport is None or transport.is_closing() or self._ws.closed:
+                raise ClientConnectionResetError("Cannot write to closing transport")
+            waiting = transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(self._times.stall_seconds):
+                    return await self._writer.drain()
+            except TimeoutError:
+                if transport.get_write_buffer_size() < waiting:
+                    continue
+                if not self._closed_here:
+                    self._sockets.let_go["unread"] += 1
+                    log.info("a client does not read: its socket is closed", extra={"bytes_waiting": waiting})
+                    self.close_soon(NOT_READING, "The client does not read")
+                raise ClientConnectionResetError("The client does not read") from None
+
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        self._draining = None
+        if not task.cancelled():
+            # Whoever waits is told; that nobody does is no error.
+            task.exception()
+
+
+def _untie(request: web.Request, ws: web.WebSocketResponse) -> None:
+    """Undo what makes circles of a socket that has ended: it is freed at once, and not when garbage is collected."""
+    error = ws.exception()
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+    # There is no public way.
+    request.protocol._data_received_cb = None  # noqa: SLF001
+
+
+def _cut(transport: asyncio.Transport) -> None:
+    """End a connection that still has something to tell; one that has not is at its end by itself."""
+    if transport.get_write_buffer_size():
+        transport.abort()
+
+
+def _limit_what_waits(transport: asyncio.Transport | None) -> None:
+    """Bound what a connection holds for a client that does not read, here and in the kernel."""
+    if transport is None:
+        return
+    transport.set_write_buffer_limits(high=_WAITING_BYTES)
+    connection = transport.get_extra_info("socket")
+    if _NOTSENT_LOWAT is not None and connection.family in (sockets.AF_INET, sockets.AF_INET6):
+        with contextlib.suppress(OSError):
+            connection.setsockopt(sockets.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)

@@ -149,6 +149,8 @@ class ServerCollector(Collector):
         yield _gauge(
             "socket_operations_running", "Operations, subscriptions mostly, that run on them.", sockets.running
         )
+        gone = "WebSockets closed because their clients did not read (unread), or did not answer a ping (silent)."
+        yield _counters("sockets_let_go", gone, ["reason"], _by_one(sockets.let_go))
         counted = self._of.requests.responses.items()
         responses = [((method, route, str(status)), count) for (method, route, status), count in counted]
         yield _counters("http_responses", "HTTP responses begun.", ["method", "route", "status"], responses)

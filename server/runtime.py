@@ -31,6 +31,7 @@ from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, 
 from server.account_files import AccountFiles
 from server.app import Application
 from server.connections import KEEPALIVE_SECONDS
+from server.graphql_socket import SocketTimes
 from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
 from server.operations import Operations
@@ -109,6 +110,7 @@ class Server:
         providers: further models, for tests: each with the provider that streams it.
         resolve: asks for the addresses of users' endpoints, for tests; None: the system's name server.
         tracing: who makes spans, for tests; by default the settings say.
+        socket_times: how long the clients of sockets are waited for, for tests.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Server:
         providers: list[tuple[ModelRecord, Provider]] | None = None,
         resolve: Resolve | None = None,
         tracing: Tracing | None = None,
+        socket_times: SocketTimes | None = None,
     ) -> None:
         self.settings = settings
         self._resolve = resolve
@@ -126,6 +129,7 @@ class Server:
         self._postgres: EmbeddedPostgres | None = None
         self._backend: ValkeyBackend | None = None
         self._tracing = tracing
+        self._socket_times = socket_times or SocketTimes()
         self.address = ""
 
     @cached_property
@@ -555,7 +559,9 @@ class Server:
         )
         files = AccountFiles(services.identities, services.exports, imports)
         health = Health(self._parts)
-        self.application = Application(self.settings, services, health, storage, files, ingest, self.operations)
+        self.application = Application(
+            self.settings, services, health, storage, files, ingest, self.operations, self._socket_times
+        )
         if self.settings.metrics_token is not None:
             self._show_metrics(self.settings.metrics_token, services)
         self.application.sockets.start()

@@ -7,7 +7,7 @@ import io
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import orjson
@@ -312,9 +312,8 @@ def transport_of(ws: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
     """What carries a socket."""
     connection = ws._response.connection
     assert connection is not None
-    transport = connection.transport
-    assert isinstance(transport, asyncio.Transport)
-    return transport
+    # uvloop's transports are no subclasses of asyncio's.
+    return cast("asyncio.Transport", connection.transport)
 
 
 def text_of(events: list[dict[str, Any]], kind: str = "TEXT") -> str:

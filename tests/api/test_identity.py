@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from models.ids import IdKind, parse_id
-from server import graphql_socket
+from server.graphql_socket import SocketTimes
 from server.runtime import Server
 from tests.client import PROTOCOL, READ, Client, GraphQLErrors, connect
 from tests.conftest import make_database, test_settings
@@ -33,7 +33,9 @@ async def issuer() -> AsyncIterator[KeyServer]:
 
 
 @asynccontextmanager
-async def serving(postgres_url: str, data_dir: Path, issuer: KeyServer, **changes: Any) -> AsyncIterator[Server]:
+async def serving(
+    postgres_url: str, data_dir: Path, issuer: KeyServer, socket_times: SocketTimes | None = None, **changes: Any
+) -> AsyncIterator[Server]:
     """A server that trusts the issuer, without leeway."""
     settings = test_settings(
         await make_database(postgres_url),
@@ -47,7 +49,7 @@ async def serving(postgres_url: str, data_dir: Path, issuer: KeyServer, **change
             **changes,
         },
     )
-    server = Server(settings, providers=SCRIPTS.models())
+    server = Server(settings, providers=SCRIPTS.models(), socket_times=socket_times)
     await server.start()
     try:
         yield server
@@ -283,10 +285,10 @@ async def test_a_refresh_that_cannot_be_verified_now_leaves_the_socket_as_it_was
 
 @pytest.mark.parametrize("deleting", ["UPDATE users SET deleted_at = now()", "DELETE FROM users"])
 async def test_the_sockets_of_a_deleted_user_are_closed(
-    postgres_url: str, tmp_path: Path, issuer: KeyServer, monkeypatch: pytest.MonkeyPatch, deleting: str
+    postgres_url: str, tmp_path: Path, issuer: KeyServer, deleting: str
 ) -> None:
-    monkeypatch.setattr(graphql_socket, "WATCH_SECONDS", 0.05)
-    async with serving(postgres_url, tmp_path, issuer) as server, connect(server.address) as client:
+    often = SocketTimes(watch_seconds=0.05)
+    async with serving(postgres_url, tmp_path, issuer, often) as server, connect(server.address) as client:
         await client.sign_in()
         async with connect(server.address) as stays:
             await stays.sign_in_with(issuer.token())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import struct
 import time
 import zlib
@@ -13,7 +14,7 @@ import jwt
 import orjson
 import pytest
 
-import server.graphql_socket
+from server.graphql_socket import SocketTimes
 from server.runtime import Server
 from tests.client import PROTOCOL, READ, Client, connect, transport_of
 from tests.conftest import make_database, test_settings
@@ -136,8 +137,10 @@ async def test_another_subprotocol_closes_with_4406(client: Client) -> None:
             assert await closed_with(ws) == 4406
 
 
-async def test_silence_instead_of_an_init_closes_with_4408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.graphql_socket, "INIT_SECONDS", 0.05)
+async def test_silence_instead_of_an_init_closes_with_4408(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.application.sockets.limits, "times", SocketTimes(init_seconds=0.05))
     async with socket(client) as ws:
         assert await closed_with(ws) == 4408
 
@@ -389,10 +392,13 @@ async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any
 
 
 async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_resume(
-    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(server.graphql_socket, "HEARTBEAT_SECONDS", 0.3)
-    own = Server(test_settings(await make_database(postgres_url), tmp_path), providers=SCRIPTS.models())
+    own = Server(
+        test_settings(await make_database(postgres_url), tmp_path),
+        providers=SCRIPTS.models(),
+        socket_times=SocketTimes(heartbeat_seconds=0.3, stall_seconds=1.0, close_seconds=0.3),
+    )
     await own.start()
     try:
         async with connect(own.address) as client:
@@ -414,3 +420,42 @@ async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_r
     finally:
         await own.drain()
         await own.close()
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["closed", "cut"])
+async def test_a_socket_that_has_ended_is_freed_without_the_garbage_collector(client: Client, cut: bool) -> None:
+    def held() -> int:
+        kinds = ("_Socket", "WebSocketResponse", "EventExecutor", "Context")
+        return sum(type(one).__name__ in kinds for one in gc.get_objects() if type(one).__module__ != "contextvars")
+
+    async def follow() -> None:
+        async with client.subscribe("subscription { changes { __typename } }", {}) as subscription:
+            await subscription.next()
+            if cut:
+                subscription.abort()
+
+    await follow()
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        for _ in range(3):
+            await follow()
+        async with asyncio.timeout(10):
+            while held() > before:
+                await asyncio.sleep(0.05)
+    finally:
+        gc.enable()
+
+
+async def test_an_operation_by_post_is_freed_without_the_garbage_collector(client: Client) -> None:
+    query = "{ viewer { id } threads(first: 5) { nodes { id title } } models { id } }"
+    await client.run(query)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await client.run(query)
+        assert not [one for one in gc.get_objects() if type(one).__name__ == "EventExecutor"]
+    finally:
+        gc.enable()

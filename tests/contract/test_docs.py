@@ -12,7 +12,7 @@ import pytest
 from config import Settings, settings_page
 from providers.base import FailureCode
 from providers.scripted import BUILT_IN_SCRIPTS
-from server.graphql_socket import PROTOCOL, WATCH_SECONDS
+from server.graphql_socket import NOT_READING, PROTOCOL, SocketTimes
 from server.ingest import MAX_ANSWER_BYTES, MAX_AT_ONCE, PARAMETERS, IngestLimits
 from server.issuers import MAX_KEY_SET_BYTES
 from services.backfills.registry import backfills
@@ -61,7 +61,7 @@ def test_the_page_on_identity_says_how_long_things_hold() -> None:
     assert f"good for {times.stale_seconds / 3600:g} h after" in page
     assert f"good for {times.removed_seconds / 60:g} minutes more" in page
     assert f"at most {(times.refresh_seconds + times.removed_seconds) / 60:g} minutes after its removal" in page
-    assert f"within {RECHECK_SECONDS:g} s ({WATCH_SECONDS:g} s for open sockets)" in page
+    assert f"within {RECHECK_SECONDS:g} s ({SocketTimes().watch_seconds:g} s for open sockets)" in page
     assert f"texts of 1 to {MAX_NAME_CHARS} characters" in page
     assert f"at most {MAX_LIFETIME_SECONDS / 86_400:g} days ahead" in page
     assert f"At most {MAX_TOKEN_CHARS:,} characters" in page
@@ -145,6 +145,16 @@ def test_the_page_of_providers_lists_every_failure() -> None:
 
 def test_the_protocol_of_the_docs_is_the_servers() -> None:
     assert PROTOCOL in (ROOT / "docs/streaming.md").read_text()
+
+
+def test_the_page_of_streaming_says_how_long_a_socket_is_waited_for() -> None:
+    page = (ROOT / "docs/streaming.md").read_text().replace("\n", " ")
+    times = SocketTimes()
+    assert f"| {NOT_READING} | nothing of what waits for it was read for {times.stall_seconds:g} s |" in page
+    assert f"no `connection_init` within {times.init_seconds:g} seconds" in page
+    assert f"waits {times.close_seconds:g} s for the answer to a close" in page
+    assert f"does not answer for about {times.heartbeat_seconds * 1.5:.0f} seconds" in page
+    assert f"let go after {times.stall_seconds:g} to {2 * times.stall_seconds:g} s" in page
 
 
 def test_ci_calls_what_the_readme_says() -> None:
