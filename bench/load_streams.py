@@ -108,7 +108,7 @@ def stream_scripts(counts: list[int], seconds: float) -> dict[str, Any]:
 
 
 def _silence(count: int) -> int:
-    return 2 + count // 100
+    return 2 + count // 50
 
 
 async def open_product_stream(

@@ -78,12 +78,12 @@ class StreamsBench:
         models |= load_resume.scripts(_TOKENS, plan.token_rate, plan.log_seconds)
         self.scripts.write_bytes(orjson.dumps(models))
         print(_heading(self.cores), flush=True)
-        if "idle" in plan.parts:
-            await self._idle()
-        if "readers" in plan.parts:
-            await self._readers()
         if "resume" in plan.parts:
             await self._resume()
+        if "readers" in plan.parts:
+            await self._readers()
+        if "idle" in plan.parts:
+            await self._idle()
 
     async def _idle(self) -> None:
         plan = self.plan

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-import server.graphql_socket
 import server.runtime
 import services.backfills.background
 import streams.shared_hub
 from models.database import Database
+from server.graphql_socket import SocketTimes
 from server.runtime import Server
 from services.sweeper import Sweeper
+from streams.channel import BroadcastChannel
 from streams.token_log import TokenLog
+from streams.valkey import ValkeyBackend
 from tests.client import Client, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS, TextDelta
@@ -32,9 +34,9 @@ ASKING_DATABASE = {
     *("database watch", "wake-ups", "lease renewal", "stream checkpoints", "reaper", "backfills", "sweeper"),
     "socket watch",
 }
-# These as well where there are several servers, and some that ask the log.
+# These as well where there are several servers, and some that ask Valkey.
 ASKING_DATABASE_FOR_OTHERS = {"looking for ends"}
-ASKING_LOG = {"token log writing", "token log reading", "token log probe"}
+ASKING_VALKEY = {"token log writing", "token log reading", "token log probe", "valkey notices"}
 # They ask nobody: they move what is in memory, and call what is tried in tests/contract/test_channel.py.
 ASKING_NOBODY = {"channel", "token log keeping", "valkey pub/sub", "event loop lag"}
 OFTEN_SECONDS = 0.05
@@ -48,7 +50,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (server.runtime, "_LOOK_SECONDS"),
         (server.runtime, "_SWEEP_SECONDS"),
         (server.runtime, "_WATCH_SECONDS"),
-        (server.graphql_socket, "WATCH_SECONDS"),
         (services.backfills.background, "_SETTLE_SECONDS"),
         (services.backfills.background, "_LOOK_SECONDS"),
         (streams.shared_hub, "_LOOK_SECONDS"),
@@ -81,11 +82,13 @@ class Defect:
 
         monkeypatch.setattr(where, name, broken)
 
-    async def everywhere(self, queue: asyncio.Queue[Any]) -> None:
+    async def everywhere(self, queue: asyncio.Queue[Any], channel: BroadcastChannel | None = None) -> None:
         """Until every task has met it and has come back for more; an answer grows meanwhile, so that all have work."""
         async with asyncio.timeout(30):
             while any(self.met[name] < 2 for name in self.names):
                 queue.put_nowait(TextDelta("x"))
+                if channel is not None:
+                    await channel.publish("nobody listens", {})
                 await asyncio.sleep(0.02)
         self.on = False
 
@@ -95,7 +98,7 @@ async def serving(postgres_url: str, folder: Path, **changes: object) -> AsyncIt
     """A new user of a server, and the names of the tasks that the server has from its start on."""
     before = asyncio.all_tasks()
     settings = test_settings(await make_database(postgres_url), folder, lease_seconds=3, **changes)
-    own = Server(settings, providers=SCRIPTS.models())
+    own = Server(settings, providers=SCRIPTS.models(), socket_times=SocketTimes(watch_seconds=OFTEN_SECONDS))
     await own.start()
     try:
         names = {task.get_name() for task in asyncio.all_tasks() - before}
@@ -152,17 +155,19 @@ async def test_what_runs_in_the_background_outlives_any_exception(
 async def test_what_runs_for_other_servers_outlives_any_exception(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defect = Defect(ASKING_LOG | ASKING_DATABASE_FOR_OTHERS)
+    defect = Defect(ASKING_VALKEY | ASKING_DATABASE_FOR_OTHERS)
     defect.on = False
     defect.into(monkeypatch, server.runtime, "find_written")
     for name in ("append", "wait", "probe"):
         defect.into(monkeypatch, TokenLog, name)
+    defect.into(monkeypatch, ValkeyBackend, "_send")
     async with ValkeyServer() as valkey:
         url = await make_database(postgres_url)
         servers = [
             Server(
                 test_settings(url, tmp_path / name, broadcast_url=valkey.url, session_secret="s" * 32),
                 providers=SCRIPTS.models(),
+                socket_times=SocketTimes(watch_seconds=OFTEN_SECONDS),
             )
             for name in ("one", "two")
         ]
@@ -171,7 +176,7 @@ async def test_what_runs_for_other_servers_outlives_any_exception(
             await own.start()
         try:
             names = {task.get_name() for task in asyncio.all_tasks() - before}
-            known = ASKING_DATABASE | ASKING_DATABASE_FOR_OTHERS | ASKING_LOG
+            known = ASKING_DATABASE | ASKING_DATABASE_FOR_OTHERS | ASKING_VALKEY
             assert_known({name for name in names if not name.startswith("Task-")}, known)
             async with connect(servers[0].address) as here, connect(servers[1].address) as there:
                 await here.sign_in()
@@ -184,7 +189,7 @@ async def test_what_runs_for_other_servers_outlives_any_exception(
                     for each in (own_reading, reading):
                         await each.next()
                     defect.on = True
-                    await defect.everywhere(queue)
+                    await defect.everywhere(queue, servers[0].channel)
                     queue.put_nowait(TextDelta(" after"))
                     queue.put_nowait(None)
                     for each in (own_reading, reading):

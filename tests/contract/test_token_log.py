@@ -343,8 +343,7 @@ async def test_r30_an_evicted_log_is_written_anew_under_its_readers() -> None:
     ):
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         for round_ in range(3):
             draft.append_text("TEXT", f"before the eviction {round_} ")
             await until_length(followed, draft.length)
@@ -356,8 +355,7 @@ async def test_r30_an_evicted_log_is_written_anew_under_its_readers() -> None:
             draft.append_text("TEXT", f"and after it {round_} ")
             await until_length(followed, draft.length)
         assert writer.hub.rewritten
-        whole = await late.hub.follow(message_id)
-        assert whole is not None
+        whole = await follow(late, message_id)
         await until_length(whole, draft.length)
         assert whole.parts() == followed.parts() == draft.parts()
 
@@ -376,7 +374,7 @@ async def test_r33_a_memory_that_is_full_is_a_pause_and_heals(caplog: pytest.Log
     ):
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
+        followed = await follow(reader, message_id)
         own = writer.hub.get(message_id)
         assert followed is not None
         assert own is not None
@@ -390,7 +388,7 @@ async def test_r33_a_memory_that_is_full_is_a_pause_and_heals(caplog: pytest.Log
             while writer.hub.failed_appends < 3:
                 await asyncio.sleep(0.01)
         assert own.length == followed.length == len("before ")
-        late = await reader.hub.follow(message_id)  # is not refused
+        late = await follow(reader, message_id)  # is not refused
         assert late is followed
         await small.run("CONFIG", "SET", "maxmemory", "100mb")
         draft.append_text("TEXT", "and after")
@@ -409,8 +407,7 @@ async def test_r31_what_comes_while_the_log_is_frozen_is_kept_once(
     async with ValkeyServer() as valkey, Node(valkey, database) as writer, Node(valkey, database) as reader:
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         draft.append_text("TEXT", "seen ")
         await until_length(followed, draft.length)
         tasks = len(asyncio.all_tasks())
@@ -465,8 +462,7 @@ async def test_a_master_that_was_frozen_and_wakes_is_written_to_and_read_by_nobo
     async with SentinelGroup() as group, Node(group, database) as writer, Node(group, database) as reader:
         draft = writer.hub.open(message_id, owner_id)
         database.begin(message_id, owner_id)
-        followed = await reader.hub.follow(message_id)
-        assert followed is not None
+        followed = await follow(reader, message_id)
         draft.append_text("TEXT", "at the first ")
         await until_length(followed, draft.length)
         first = group.primary
