@@ -136,11 +136,12 @@ class StreamsBench:
             stack.callback(connection.close)
             answer = await LongAnswer.begin(here, connection, token)
             small = [await ask(connection, token, LOG_MODEL) for _ in range(_LOG_ANSWERS)]
-            seconds = max(_TOKENS / plan.token_rate, plan.log_seconds + 1)
-            _tell(f"{_TOKENS} tokens, and {_LOG_ANSWERS} answers at {LOG_RATE} tokens/s, for {seconds:.0f} s")
-            await asyncio.sleep(seconds)
-            await answer.written(_TOKENS, seconds)
+            _tell(f"{_LOG_ANSWERS} answers at {LOG_RATE} tokens/s, for {plan.log_seconds:.0f} s")
+            # Soon after their text: an answer whose provider says nothing more is ended, and its log, too.
+            await asyncio.sleep(plan.log_seconds + 1)
             log = await log_size(valkey, small)
+            _tell(f"{_TOKENS} tokens, for {_TOKENS / plan.token_rate:.0f} s")
+            await answer.written(_TOKENS, _TOKENS / plan.token_rate)
             long = await log_size(valkey, [answer.message_id])
             rows = [
                 _resume_row("from memory, at its server", await answer.resumes(here, _TOKENS)),

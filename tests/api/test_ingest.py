@@ -132,8 +132,8 @@ def code_of(body: bytes) -> str:
 
 FORMS = {
     "JSON": (EVENT, {"Content-Type": "application/json"}),
-    "posthog-js": (gzip.compress(EVENT), {"Content-Type": "text/plain"}),
-    "posthog-node": (gzip.compress(EVENT), {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
+    "posthog-js": (gzip.compress(EVENT, mtime=0), {"Content-Type": "text/plain"}),
+    "posthog-node": (gzip.compress(EVENT, mtime=0), {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
     "beacon": (
         b"data=" + quote(base64.b64encode(EVENT), safe="").encode(),
         {"Content-Type": "application/x-www-form-urlencoded"},
@@ -317,9 +317,9 @@ async def test_no_other_path_and_no_other_spelling_goes_anywhere(
         (EVENT, {"Content-Type": "application/x-www-form-urlencoded"}, 400, "BAD_USER_INPUT"),
         (EVENT, {"Content-Encoding": "gzip"}, 400, "BAD_USER_INPUT"),
         (b'{"event":"%b"}' % (b"x" * MAX_BYTES), {}, 413, "PAYLOAD_TOO_LARGE"),
-        (gzip.compress(b'{"event":"%b"}' % (b" " * 10_000_000)), {}, 413, "PAYLOAD_TOO_LARGE"),
+        (gzip.compress(b'{"event":"%b"}' % (b" " * 10_000_000), mtime=0), {}, 413, "PAYLOAD_TOO_LARGE"),
         (
-            gzip.compress(b'{"event":"%b"}' % (b" " * 10_000_000)),
+            gzip.compress(b'{"event":"%b"}' % (b" " * 10_000_000), mtime=0),
             {"Content-Encoding": "gzip"},
             413,
             "PAYLOAD_TOO_LARGE",
@@ -417,7 +417,7 @@ async def huge(wire: Wire) -> None:
 
 async def compressed(wire: Wire) -> None:
     headers = {"Content-Encoding": "gzip"}
-    await wire.whole(200, gzip.compress(KEY.encode()), headers=headers)
+    await wire.whole(200, gzip.compress(KEY.encode(), mtime=0), headers=headers)
 
 
 @pytest.mark.parametrize(

@@ -816,7 +816,7 @@ def json_of(value: Any) -> bytes:
 
 
 PAGE = whole(f"<html>{VENDOR_TEXT} {KEY}</html>".encode(), "text/html; charset=utf-8")
-BOMB = whole(gzip.compress(b"data: " + b"x" * 50_000_000), "text/event-stream", {"Content-Encoding": "gzip"})
+BOMB = whole(gzip.compress(b"data: " + b"x" * 50_000_000, mtime=0), "text/event-stream", {"Content-Encoding": "gzip"})
 INVALID = "invalid_request_error"
 
 FAILURES: dict[str, tuple[Script, FailureCode]] = {
