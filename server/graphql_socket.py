@@ -102,6 +102,7 @@ class GraphQLSockets:
         self.let_go: Counter[str] = Counter()
         self._open: set[_Socket] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._sent_away = False
         services.identities.when_gone(self._close_gone)
 
     def start(self) -> None:
@@ -124,6 +125,8 @@ class GraphQLSockets:
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket until it closes. Its origin has been checked."""
+        if self._sent_away:
+            return error_response(503, ErrorCode.UNAVAILABLE, "The server restarts; try again.")
         if len(self._open) >= self.limits.max_sockets:
             return error_response(503, ErrorCode.UNAVAILABLE, "Too many sockets are open here; try again.")
         # No compression: its windows cost more memory a socket than a token stream is long. Whether there is room for a
@@ -159,7 +162,11 @@ class GraphQLSockets:
             asyncio.get_running_loop().call_later(self.limits.times.close_seconds, _cut, transport)
 
     async def close_all(self) -> None:
-        """Tell every client that the server goes away and that it should come back."""
+        """Tell every client that the server goes away and that it should come back, and open no socket any more.
+
+        Who came back at once would be sent away a second time, or lose the connection without a word.
+        """
+        self._sent_away = True
         sockets = list(self._open)
         await asyncio.gather(*(socket.close(WSCloseCode.SERVICE_RESTART, "The server restarts") for socket in sockets))
 

@@ -7,6 +7,7 @@ import gc
 import struct
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -371,6 +372,25 @@ async def test_a_header_sent_twice_is_refused(client: Client) -> None:
     body = b'{"query":"{ viewer { id } }"}'
     async with client.http.post(client.url, data=body, headers=headers) as response:
         assert (await response.json())["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+
+
+async def test_who_was_sent_away_by_a_restart_does_not_get_in_again(postgres_url: str, tmp_path: Path) -> None:
+    own = Server(test_settings(await make_database(postgres_url), tmp_path), providers=SCRIPTS.models())
+    await own.start()
+    try:
+        async with connect(own.address) as client:
+            await client.sign_in()
+            async with client.socket() as ws:
+                await ws.receive()
+                await own.drain()
+                closed = await ws.receive()
+                assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 1012)
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+                async with client.socket():
+                    pass
+            assert refusal.value.status == 503
+    finally:
+        await own.close()
 
 
 async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any) -> None:
