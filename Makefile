@@ -15,8 +15,9 @@ run: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	@exec $(BIN)/python -m server demo
 
+# More workers than cores: the tests wait for sockets, processes and leases more than they compute.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(TESTS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

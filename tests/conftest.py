@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="threadgraph-tests-"))
     folder.chmod(0o755)
-    postgres = EmbeddedPostgres(folder / "postgres", max_connections=300)
+    postgres = EmbeddedPostgres(folder / "postgres", max_connections=600)
     postgres.start()
     os.environ[_URL] = postgres.url
     config.stash[_DATABASE] = (postgres, folder)
