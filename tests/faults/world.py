@@ -22,7 +22,7 @@ import psutil
 import redis.asyncio as redis
 
 from models.embedded import EmbeddedPostgres
-from streams.valkey import PREFIX
+from streams.valkey import PREFIX, heed_cancellation
 from tests.conftest import make_database
 from tests.faults.proxy import Proxy
 from tests.faults.vendor import MODEL, Vendor
@@ -235,6 +235,7 @@ class World:
                 await heard.psubscribe(f"{PREFIX}*")
                 while True:
                     message = await heard.get_message(timeout=1.0)
+                    heed_cancellation()
                     if message is None:
                         continue
                     if said.get(message["data"], 0) > 0:
