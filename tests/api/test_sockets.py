@@ -446,7 +446,7 @@ async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_r
 async def test_a_socket_that_has_ended_is_freed_without_the_garbage_collector(client: Client, cut: bool) -> None:
     def held() -> int:
         kinds = ("_Socket", "WebSocketResponse", "EventExecutor", "Context")
-        return sum(type(one).__name__ in kinds for one in gc.get_objects() if type(one).__module__ != "contextvars")
+        return sum(type(one).__name__ in kinds for one in gc.get_objects() if type(one).__module__ != "_contextvars")
 
     async def follow() -> None:
         async with client.subscribe("subscription { changes { __typename } }", {}) as subscription:

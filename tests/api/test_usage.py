@@ -13,6 +13,7 @@ import pytest
 from models.ids import IdKind, new_id, parse_id
 from providers.base import FailureCode, ProviderFailure, TokenUsage
 from server.runtime import Server
+from streams.recovery import MAX_ATTEMPTS
 from tests.client import DEADLINE_SECONDS, Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
 
@@ -328,18 +329,20 @@ async def test_an_answer_that_a_reaper_ended_is_told_of(server: Server, client: 
         assert (await next_report(subscription))["totals"] == PRICED
         connection = await asyncpg.connect(server.database.url)
         try:
-            # As a server leaves it that was killed while it wrote another answer beside the first.
+            # As a server leaves it that was killed while it wrote another answer beside the first, begun as often as
+            # an answer may be.
             await connection.execute(
                 """
                 WITH answer AS (
-                    INSERT INTO messages (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, model)
-                    SELECT $1, owner_id, thread_id, parent_id, depth, false, role, 'STREAMING', '[]', 'priced'
+                    INSERT INTO messages
+                        (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, model, attempt)
+                    SELECT $1, owner_id, thread_id, parent_id, depth, false, role, 'STREAMING', '[]', 'priced', $3
                     FROM messages WHERE id = $2 RETURNING owner_id
                 )
                 INSERT INTO streams (message_id, owner_id, holder, lease_expires_at, reserved_tokens)
                 SELECT $1, owner_id, $1, now() - interval '1 hour', 1000 FROM answer
                 """,
-                *(new_id(), parse_id(IdKind.MESSAGE, turn["assistantMessage"]["id"])),
+                *(new_id(), parse_id(IdKind.MESSAGE, turn["assistantMessage"]["id"]), MAX_ATTEMPTS),
             )
         finally:
             await connection.close()
