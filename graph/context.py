@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeAlias
 
+from graphql import OperationDefinitionNode
+from strawberry.dataloader import DataLoader
 from strawberry.types import Info as StrawberryInfo
 
-from graph.loaders import Loaders
 from services.accounts import Accounts
 from services.attachments import Attachments
 from services.changes import Changes
@@ -74,6 +74,8 @@ class Context:
     address: str | None = None
     """Where the operation came from, as far as the connection tells."""
     connection_params: dict[str, object] | None = field(default=None)
+    loaders: dict[Any, DataLoader[Any, Any]] = field(default_factory=dict)
+    """This operation's, by what they load (see `graph.batching`)."""
     operation_type: str = ""
     """`query`, `mutation` or `subscription`, once the document is known to be one that can be executed."""
     operation_name: str = ""
@@ -91,6 +93,11 @@ class Context:
             raise self.refusal or UnauthenticatedError()
         return self.viewer_or_none
 
+    def begin(self, operation: OperationDefinitionNode) -> None:
+        """Note which operation this is, for whoever counts them."""
+        self.operation_type = operation.operation.value
+        self.operation_name = operation.name.value if operation.name is not None else ""
+
     async def announce(self, document: str | None) -> None:
         """Wake the viewer's feeds after an operation that may have changed something.
 
@@ -98,21 +105,6 @@ class Context:
         """
         if document is not None and "mutation" in document and self.viewer_or_none is not None:
             await self.services.wakeups.ring(self.viewer_or_none.id)
-
-    @cached_property
-    def loaders(self) -> Loaders:
-        """The loaders of this operation."""
-        services = self.services
-        return Loaders(
-            self.viewer,
-            threads=services.threads,
-            messages=services.messages,
-            projects=services.projects,
-            sharing=services.sharing,
-            usage=services.usage,
-            attachments=services.attachments,
-            models=services.models,
-        )
 
 
 Info: TypeAlias = StrawberryInfo[Context, Any]

@@ -8,7 +8,7 @@ sizes, is a small tree evaluated for each request.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from strawberry.schema.schema import validate_document
 
 from graph.context import Context
 from graph.errors import code_error
+from graph.plan import Plan
 from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ErrorCode
 from services.messages import MAX_SIBLINGS
@@ -157,29 +158,61 @@ class _Cost:
 
 
 @dataclass(slots=True)
-class _Checked:
+class Checked:
     """What is remembered of a document."""
 
     document: DocumentNode
     errors: list[GraphQLError]
     costs: list[_Cost]
-    operations: int
+    operations: dict[str | None, OperationDefinitionNode]
+    """By name; one that stands alone also by None."""
+    plans: dict[Hashable, Plan | None] = field(default_factory=dict)
+    """Of its queries, by the operation and the values of the variables that decide which fields are left out."""
+    deciding: tuple[str, ...] | None = None
+    """The names of those variables, once they were looked for."""
+
+    def weigh(self, variables: dict[str, Any]) -> list[GraphQLError]:
+        """The refusal of what could give too many objects with these variables."""
+        if sum(cost.of(variables) for cost in self.costs) > MAX_COST:
+            return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
+        return []
+
+
+class Documents:
+    """The documents of a schema that were checked, the latest 1,000 of them."""
+
+    def __init__(self) -> None:
+        self._checked: OrderedDict[str, Checked] = OrderedDict()
+
+    def find(self, query: str) -> Checked | None:
+        """What is known of a document, if anything."""
+        checked = self._checked.get(query)
+        if checked is not None:
+            self._checked.move_to_end(query)
+        return checked
+
+    def remember(self, query: str, checked: Checked) -> None:
+        """Keep a document, unless it is very long or may hold a key."""
+        if len(query) <= _CACHED_CHARS and not any(name in query for name in _NEVER_CACHED):
+            self._checked[query] = checked
+        if len(self._checked) > _CACHED_DOCUMENTS:
+            self._checked.popitem(last=False)
 
 
 class DocumentLimits(SchemaExtension):
     """Parses and validates each document once, and refuses what is too much.
 
-    One instance a request; the cache belongs to the class made by `document_limits`.
+    One instance a request; the documents belong to the class made by `document_limits`.
     """
 
-    checked: OrderedDict[str, _Checked]
+    documents: Documents
     introspection: bool
 
     def on_parse(self) -> Iterator[None]:
         """Take the parsed document from the cache."""
         context = self.execution_context
         context.parse_options["max_tokens"] = MAX_TOKENS
-        known = self.checked.get(context.query or "")
+        known = self.documents.find(context.query or "")
         if known is not None:
             context.graphql_document = known.document
         yield
@@ -188,18 +221,13 @@ class DocumentLimits(SchemaExtension):
         """Take the verdict from the cache, or find it; then weigh the operation with its variables."""
         context = self.execution_context
         query = context.query or ""
-        known = self.checked.get(query)
-        if known is not None:
-            self.checked.move_to_end(query)
-        else:
+        known = self.documents.find(query)
+        if known is None:
             assert context.graphql_document is not None
             known = self._check(context.graphql_document)
-            if len(query) <= _CACHED_CHARS and not any(name in query for name in _NEVER_CACHED):
-                self.checked[query] = known
-            if len(self.checked) > _CACHED_DOCUMENTS:
-                self.checked.popitem(last=False)
+            self.documents.remember(query, known)
         # Not None: Strawberry then does not validate again.
-        context.pre_execution_errors = known.errors or self._unnamed(known) or self._weigh(known)
+        context.pre_execution_errors = known.errors or self._unnamed(known) or known.weigh(context.variables or {})
         if not context.pre_execution_errors:
             self._tell(known.document)
         yield
@@ -209,40 +237,35 @@ class DocumentLimits(SchemaExtension):
         asked = self.execution_context._provided_operation_name  # noqa: SLF001
         operation, context = get_operation_ast(document, asked), self.execution_context.context
         if operation is not None and isinstance(context, Context):
-            context.operation_type = operation.operation.value
-            context.operation_name = operation.name.value if operation.name is not None else ""
+            context.begin(operation)
 
-    def _check(self, document: DocumentNode) -> _Checked:
+    def _check(self, document: DocumentNode) -> Checked:
         context = self.execution_context
         # The limits first and alone: the other rules take quadratic time on what the limits refuse.
         errors = validate(context.schema._schema, document, [LimitsRule])  # noqa: SLF001
         if not errors:
             rules = (*context.validation_rules, *(() if self.introspection else (NoSchemaIntrospectionCustomRule,)))
             errors = validate_document(context.schema._schema, document, rules)  # noqa: SLF001
-        return _Checked(
+        operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
+        named = {node.name.value if node.name is not None else None: node for node in operations}
+        return Checked(
             document,
             [_validation_error(error) for error in errors],
             [] if errors else _costs(document),
-            sum(isinstance(node, OperationDefinitionNode) for node in document.definitions),
+            named | {None: operations[0]} if len(operations) == 1 else named,
         )
 
-    def _unnamed(self, known: _Checked) -> list[GraphQLError]:
+    def _unnamed(self, known: Checked) -> list[GraphQLError]:
         """Strawberry would run the first of several operations (spec, section 6.1: it is an error)."""
         named = self.execution_context._provided_operation_name is not None  # noqa: SLF001
-        if named or known.operations == 1:
+        if named or None in known.operations:
             return []
         return [code_error(ErrorCode.GRAPHQL_VALIDATION_FAILED, "Of several operations, operationName must name one.")]
 
-    def _weigh(self, known: _Checked) -> list[GraphQLError]:
-        variables = self.execution_context.variables or {}
-        if sum(cost.of(variables) for cost in known.costs) > MAX_COST:
-            return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
-        return []
 
-
-def document_limits(*, introspection: bool) -> type[DocumentLimits]:
-    """The extension of one schema, with a cache of its own."""
-    return type("DocumentLimits", (DocumentLimits,), {"checked": OrderedDict(), "introspection": introspection})
+def document_limits(documents: Documents, *, introspection: bool) -> type[DocumentLimits]:
+    """The extension of one schema, which remembers its documents."""
+    return type("DocumentLimits", (DocumentLimits,), {"documents": documents, "introspection": introspection})
 
 
 def _validation_error(error: GraphQLError) -> GraphQLError:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum, EnumMeta
+from typing import Any
 
 import strawberry
-from graphql import GraphQLError
+from graphql import GraphQLError, OperationDefinitionNode
+from graphql import OperationType as GraphQLOperationType
+from graphql.execution.values import VariableValues, get_variable_values
 from strawberry.schema.config import StrawberryConfig
+from strawberry.types import ExecutionResult
 from strawberry.types.execution import ExecutionContext
+from strawberry.types.graphql import OperationType
 
+from graph.context import Context
 from graph.event_executor import EventExecutor
-from graph.limits import document_limits
+from graph.limits import Checked, Documents, document_limits
+from graph.plan import Plan, Planner, UnplannedError, deciding_variables
 from graph.scalars import SCALARS
 from resolvers.account import AccountMutation
 from resolvers.attachments import AttachmentMutation, AttachmentQuery
@@ -108,8 +117,78 @@ class Subscription(MessageSubscription, ChangeSubscription, UsageSubscription):
     """Root of subscriptions."""
 
 
+_MAX_PLANS = 16
+
+
 class Schema(strawberry.Schema):
-    """Strawberry's schema without its log of every client's mistakes: errors are logged where they are formatted."""
+    """Strawberry's schema, with plans for queries, and without its log of every client's mistakes.
+
+    Errors are logged where they are formatted.
+    """
+
+    documents: Documents
+
+    async def run(
+        self,
+        query: str,
+        context: Context,
+        *,
+        variables: dict[str, Any] | None = None,
+        operation_name: str | None = None,
+        extensions: dict[str, Any] | None = None,
+        allowed: Iterable[OperationType],
+    ) -> ExecutionResult:
+        """Execute an operation: by a plan where the document is known and there is one, else as Strawberry does.
+
+        Raises:
+            InvalidOperationTypeError: it is none of the allowed.
+            CannotGetOperationTypeError: the document has none of this name.
+        """
+        planned = await self._run_planned(query, context, variables or {}, operation_name)
+        if planned is not None:
+            return planned
+        return await self.execute(
+            query,
+            variable_values=variables,
+            context_value=context,
+            operation_name=operation_name,
+            operation_extensions=extensions,
+            allowed_operation_types=allowed,
+        )
+
+    async def _run_planned(
+        self, query: str, context: Context, variables: dict[str, Any], operation_name: str | None
+    ) -> ExecutionResult | None:
+        known = self.documents.find(query)
+        operation = None if known is None or known.errors else known.operations.get(operation_name)
+        if known is None or operation is None or operation.operation is not GraphQLOperationType.QUERY:
+            return None
+        if known.weigh(variables):
+            return None
+        values = get_variable_values(self._schema, operation.variable_definitions or (), variables)
+        if isinstance(values, list):
+            return None
+        plan = self._plan(known, operation, values)
+        if plan is None:
+            return None
+        context.begin(operation)
+        return await plan.execute(context, values)
+
+    def _plan(self, known: Checked, operation: OperationDefinitionNode, values: VariableValues) -> Plan | None:
+        deciding = known.deciding
+        if deciding is None:
+            deciding = known.deciding = deciding_variables(known.document)
+        place = (id(operation), *[values.coerced.get(name) for name in deciding]) if deciding else id(operation)
+        if place not in known.plans:
+            plan = None
+            # One that has many is not worth their memory, and may have been made to take it.
+            if len(known.plans) < _MAX_PLANS:
+                with suppress(UnplannedError):
+                    plan = Planner(self._schema, self.schema_converter, known.document, operation, values).plan()
+            else:
+                return None
+            known.plans[place] = plan
+        return known.plans[place]
 
     def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         """Nothing: see `graph.errors`."""
@@ -121,12 +200,15 @@ def build_schema(*, introspection: bool = True) -> Schema:
     Args:
         introspection: whether it can be asked for; without it, errors do not suggest names either.
     """
-    return Schema(
+    documents = Documents()
+    schema = Schema(
         query=Query,
         mutation=Mutation,
         subscription=Subscription,
         types=[_error_code_enum()],
-        extensions=[document_limits(introspection=introspection)],
+        extensions=[document_limits(documents, introspection=introspection)],
         execution_context_class=EventExecutor,
         config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=not introspection),
     )
+    schema.documents = documents
+    return schema

@@ -35,7 +35,7 @@ class AttachmentQuery:
     ) -> AttachmentConnection:
         viewer = info.context.viewer
         request = page_request(AttachmentPosition.parse, first, after, last, before)
-        return AttachmentConnection.of(await info.context.services.attachments.page(viewer, request))
+        return AttachmentConnection(page=await info.context.services.attachments.page(viewer, request))
 
 
 @strawberry.type

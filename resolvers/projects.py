@@ -49,7 +49,7 @@ class ProjectQuery:
         wanted = projects.ProjectFilter()
         if filter is not None:
             wanted = projects.ProjectFilter(archived=filter.archived, name=filter.name)
-        return ProjectConnection.of(await info.context.services.projects.page(viewer, request, wanted))
+        return ProjectConnection(page=await info.context.services.projects.page(viewer, request, wanted))
 
     @strawberry.field(description="One project; null where the viewer has none of this id.")
     async def project(self, info: Info, id: ProjectId) -> Project | None:  # noqa: A002 - the argument's name in the API

@@ -50,7 +50,7 @@ class SearchQuery:
         viewer = info.context.viewer
         request = page_request(SearchPosition.parse, first, after, None, None)
         wanted = search.EVERYWHERE if filter is None else _wanted(filter)
-        return SearchResultConnection.of(await info.context.services.search.page(viewer, query, request, wanted))
+        return SearchResultConnection(page=await info.context.services.search.page(viewer, query, request, wanted))
 
 
 def _wanted(given: SearchFilter) -> search.SearchFilter:

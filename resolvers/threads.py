@@ -56,7 +56,7 @@ class ThreadQuery:
         viewer = info.context.viewer
         request = page_request(ThreadPosition.parse, first, after, last, before)
         wanted = threads.ALL_LISTED if filter is None else _wanted(filter)
-        return ThreadConnection.of(await info.context.services.threads.page(viewer, request, wanted))
+        return ThreadConnection(page=await info.context.services.threads.page(viewer, request, wanted))
 
     @strawberry.field(description="One thread; null where the viewer has none of this id.")
     async def thread(self, info: Info, id: ThreadId) -> Thread | None:  # noqa: A002 - the argument's name in the API

@@ -147,13 +147,13 @@ class GraphQLHttp:
     ) -> web.Response:
         context = operation.context
         try:
-            result = await self._schema.execute(
+            result = await self._schema.run(
                 asked.query,
-                variable_values=asked.variables,
-                context_value=context,
+                context,
+                variables=asked.variables,
                 operation_name=asked.operation_name,
-                operation_extensions=asked.extensions,
-                allowed_operation_types=allowed,
+                extensions=asked.extensions,
+                allowed=allowed,
             )
         except InvalidOperationTypeError as error:
             operation.outcome = ErrorCode.BAD_USER_INPUT

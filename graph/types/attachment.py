@@ -11,8 +11,8 @@ from graph.context import Info
 from graph.scalars import Cursor
 from graph.scalars import Upload as UploadScalar
 from graph.types.connection import PageInfo, page_info
-from graph.types.node import Node
-from models.ids import IdKind, outside_id
+from graph.types.node import Node, RecordView
+from models.ids import IdKind
 from models.records import AttachmentRecord
 from services.attachments import Upload
 from services.paging import AttachmentPosition, Page
@@ -30,9 +30,10 @@ class AttachmentState(Enum):
 
 
 @strawberry.type(description="A file of the viewer's.")
-class Attachment(Node):
+class Attachment(RecordView, Node):
     """An attachment."""
 
+    kind = IdKind.ATTACHMENT
     record: strawberry.Private[AttachmentRecord]
     name: str = strawberry.field(description="Its name, without folders; for people, and told to models.")
     content_type: str = strawberry.field(
@@ -50,19 +51,9 @@ class Attachment(Node):
     @classmethod
     def of(cls, record: AttachmentRecord) -> Attachment:
         """From its row."""
-        return cls(
-            id=strawberry.ID(outside_id(IdKind.ATTACHMENT, record.id)),
-            record=record,
-            name=record.name,
-            content_type=record.content_type,
-            size=record.size,
-            state=_STATES[record.state.value],
-            tokens=record.tokens,
-            pages=record.pages,
-            width=record.width,
-            height=record.height,
-            created_at=record.created_at,
-        )
+        view = cls.__new__(cls)
+        view.record = record
+        return view
 
     @strawberry.field(
         description="A link to the file that lives for minutes; made anew with every reading. Whoever has it can read "
@@ -70,9 +61,6 @@ class Attachment(Node):
     )
     async def url(self, info: Info) -> str | None:
         return await info.context.services.attachments.url(self.record)
-
-
-_STATES = dict(AttachmentState.__members__)
 
 
 @strawberry.type(description="An attachment in its place in the list.")
@@ -87,22 +75,25 @@ class AttachmentEdge:
 class AttachmentConnection:
     """A connection of attachments."""
 
-    edges: list[AttachmentEdge] = strawberry.field(description="The attachments with their places.")
-    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+    page: strawberry.Private[Page[AttachmentRecord]]
 
-    @classmethod
-    def of(cls, page: Page[AttachmentRecord]) -> AttachmentConnection:
-        """From a page of rows."""
-        cursors = [AttachmentPosition(record.id).cursor() for record in page.records]
-        edges = [
-            AttachmentEdge(cursor=Cursor(cursor), node=Attachment.of(record))
-            for cursor, record in zip(cursors, page.records, strict=True)
+    @strawberry.field(description="The attachments with their places.")
+    def edges(self) -> list[AttachmentEdge]:
+        return [
+            AttachmentEdge(cursor=Cursor(_place(record)), node=Attachment.of(record)) for record in self.page.records
         ]
-        return cls(edges=edges, page_info=page_info(page, cursors))
+
+    @strawberry.field(description="Where this page lies.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page, _place)
 
     @strawberry.field(description="The attachments without their places.")
     def nodes(self) -> list[Attachment]:
-        return [edge.node for edge in self.edges]
+        return [Attachment.of(record) for record in self.page.records]
+
+
+def _place(record: AttachmentRecord) -> str:
+    return AttachmentPosition(record.id).cursor()
 
 
 @strawberry.input(description="A file in the request itself.")

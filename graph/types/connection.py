@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import strawberry
@@ -31,11 +32,12 @@ class PageInfo:
     end_cursor: Cursor | None = strawberry.field(description="The cursor of the last edge.")
 
 
-def page_info(page: Page[Record], cursors: list[str]) -> PageInfo:
-    """The information of a page whose edges have these cursors."""
+def page_info(page: Page[Record], place: Callable[[Record], str]) -> PageInfo:
+    """The information of a page of rows whose cursors `place` makes."""
+    records = page.records
     return PageInfo(
         has_next_page=page.has_next,
         has_previous_page=page.has_previous,
-        start_cursor=Cursor(cursors[0]) if cursors else None,
-        end_cursor=Cursor(cursors[-1]) if cursors else None,
+        start_cursor=Cursor(place(records[0])) if records else None,
+        end_cursor=Cursor(place(records[-1])) if records else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -9,19 +10,21 @@ from uuid import UUID
 
 import strawberry
 
-from graph.context import Info
+from graph.batching import batched_field, unique
+from graph.context import Context
 from graph.scalars import JSON, BigInt, Cursor
 from graph.types.attachment import Attachment
 from graph.types.connection import PageInfo, page_info
-from graph.types.model import Model, model_of
-from graph.types.node import Node
+from graph.types.model import Model, models_of
+from graph.types.node import Node, RecordView
 from models import parts as stored_parts
-from models.ids import IdKind, outside_id
+from models.ids import IdKind
 from models.records import MessageFailure, MessageRecord, MessageTokens, ThreadRecord
 from services.errors import NotFoundError
 from services.paging import Page, PathPosition
 
 if TYPE_CHECKING:
+    from graph.types.share import Share
     from graph.types.thread import Thread
 
 
@@ -112,6 +115,11 @@ class MessageError:
         return cls(code=_CODES[failure.code], message=failure.message, retry_after=failure.retry_after)
 
 
+async def _costs(usages: list[MessageUsage], context: Context) -> list[BigInt | None]:
+    found = await context.services.usage.costs_of_answers(context.viewer, [usage.message_id for usage in usages])
+    return [None if cost is None else BigInt(cost) for cost in found]
+
+
 @strawberry.type(description="What one answer consumed, in tokens.")
 class MessageUsage:
     """The tokens of a message."""
@@ -137,13 +145,11 @@ class MessageUsage:
             estimated=tokens.estimated,
         )
 
-    @strawberry.field(
+    cost_micros: BigInt | None = batched_field(
+        _costs,
         description="What it cost by the prices of its time, in millionths of the operator's currency; null where they "
-        "were not known."
+        "were not known.",
     )
-    async def cost_micros(self, info: Info) -> BigInt | None:
-        cost = await info.context.loaders.answer_cost.load(self.message_id)
-        return None if cost is None else BigInt(cost)
 
 
 @strawberry.type(description="What the model says, or what the user wrote. Markdown, as it came.")
@@ -178,6 +184,13 @@ class SourcePart:
     title: str | None = strawberry.field(description="Its title, where known.")
 
 
+async def _attachments(files: list[FilePart], context: Context) -> list[Attachment | None]:
+    ids = unique([file.attachment_id for file in files])
+    records = await context.services.attachments.find_many(context.viewer, ids)
+    found = {key: None if record is None else Attachment.of(record) for key, record in zip(ids, records, strict=True)}
+    return [found[file.attachment_id] for file in files]
+
+
 @strawberry.type(
     description="A file that the user sent along, which stands before the text, or an image that the model made."
 )
@@ -189,10 +202,7 @@ class FilePart:
     content_type: str = strawberry.field(description="What its content was found to be.")
     size: int = strawberry.field(description="Bytes.")
 
-    @strawberry.field(description="The file; null when it was deleted.")
-    async def attachment(self, info: Info) -> Attachment | None:
-        record = await info.context.loaders.attachment.load(self.attachment_id)
-        return None if record is None else Attachment.of(record)
+    attachment: Attachment | None = batched_field(_attachments, description="The file; null when it was deleted.")
 
 
 MessagePart = Annotated[
@@ -216,12 +226,50 @@ def part_of(part: stored_parts.Part) -> TextPart | ReasoningPart | ToolPart | So
             return FilePart(attachment_id=attachment_id, name=name, content_type=content_type, size=size)
 
 
+async def threads_of(
+    parts: Sequence[Message | Share], context: Context
+) -> list[Annotated[Thread, strawberry.lazy("graph.types.thread")]]:
+    """The threads of what belongs to one; an exception for what has lost it meanwhile."""
+    from graph.types.thread import Thread
+
+    ids = unique([part.record.thread_id for part in parts if part.thread_record is None])
+    records = await context.services.threads.find_many(context.viewer, ids) if ids else []
+    found = dict(zip(ids, records, strict=True))
+    threads = [part.thread_record or found[part.record.thread_id] for part in parts]
+    return [NotFoundError("thread") if record is None else Thread.of(record) for record in threads]  # type: ignore[misc]
+
+
+async def _parents(messages: list[Message], context: Context) -> list[Message | None]:
+    ids = unique([message.record.parent_id for message in messages if message.record.parent_id is not None])
+    records = await context.services.messages.find_many(context.viewer, ids) if ids else []
+    found = {record.id: record for record in records if record is not None}
+    parents = [None if one.record.parent_id is None else found.get(one.record.parent_id) for one in messages]
+    return [
+        None if parent is None else Message.of(parent, message.thread_record)
+        for message, parent in zip(messages, parents, strict=True)
+    ]
+
+
+async def _siblings(messages: list[Message], context: Context) -> list[list[Message]]:
+    places = [(message.record.thread_id, message.record.parent_id) for message in messages]
+    found = await context.services.messages.siblings(context.viewer, places)
+    return [
+        [Message.of(record, message.thread_record) for record in records]
+        for message, records in zip(messages, found, strict=True)
+    ]
+
+
+async def _models(messages: list[Message], context: Context) -> list[Model | None]:
+    return await models_of(context, [message.record.model for message in messages])
+
+
 @strawberry.type(
     description="A node in a thread's tree of messages. Editing and retrying add siblings; nothing is overwritten."
 )
-class Message(Node):
+class Message(RecordView, Node):
     """A message."""
 
+    kind = IdKind.MESSAGE
     record: strawberry.Private[MessageRecord]
     thread_record: strawberry.Private[ThreadRecord | None]
     role: MessageRole = strawberry.field(description="Who speaks.")
@@ -232,51 +280,30 @@ class Message(Node):
     @classmethod
     def of(cls, record: MessageRecord, thread: ThreadRecord | None = None) -> Message:
         """From its row; with its thread's, where that was read with it."""
-        return cls(
-            id=strawberry.ID(outside_id(IdKind.MESSAGE, record.id)),
-            record=record,
-            thread_record=thread,
-            role=MESSAGE_ROLES[record.role.value],
-            status=MESSAGE_STATUSES[record.status.value],
-            created_at=record.created_at,
-            updated_at=record.updated_at,
-        )
+        view = cls.__new__(cls)
+        view.record = record
+        view.thread_record = thread
+        return view
 
-    @strawberry.field(description="The thread it belongs to.")
-    async def thread(self, info: Info) -> Annotated[Thread, strawberry.lazy("graph.types.thread")]:
-        from graph.types.thread import Thread
-
-        record = self.thread_record or await info.context.loaders.thread.load(self.record.thread_id)
-        if record is None:
-            raise NotFoundError("thread")
-        return Thread.of(record)
-
-    @strawberry.field(description="The message it answers or follows; null for the first of a thread.")
-    async def parent(self, info: Info) -> Message | None:
-        if self.record.parent_id is None:
-            return None
-        record = await info.context.loaders.message.load(self.record.parent_id)
-        return None if record is None else Message.of(record, self.thread_record)
-
-    @strawberry.field(
-        description="All versions at this place of the tree, oldest first, this one among them. At most 100."
+    thread: Annotated[Thread, strawberry.lazy("graph.types.thread")] = batched_field(
+        threads_of, description="The thread it belongs to."
     )
-    async def siblings(self, info: Info) -> list[Message]:
-        place = (self.record.thread_id, self.record.parent_id)
-        siblings = await info.context.loaders.siblings.load(place)
-        return [Message.of(record, self.thread_record) for record in siblings]
+    parent: Message | None = batched_field(
+        _parents, description="The message it answers or follows; null for the first of a thread."
+    )
+    siblings: list[Message] = batched_field(
+        _siblings,
+        description="All versions at this place of the tree, oldest first, this one among them. At most 100.",
+    )
 
     @strawberry.field(description="What it is made of, in order. Empty while it is STREAMING: read `messageStream`.")
     def parts(self) -> list[MessagePart]:
         return [part_of(part) for part in self.record.parts]
 
-    @strawberry.field(description="Its text parts, joined. Empty while it is STREAMING: read `messageStream`.")
-    def text(self) -> str:
-        return self.record.text
-
-    @strawberry.field(description="The model that wrote it; null for a user's message.")
-    def model(self, info: Info) -> Model | None:
-        return model_of(info, self.record.model)
+    text: str = strawberry.field(
+        description="Its text parts, joined. Empty while it is STREAMING: read `messageStream`."
+    )
+    model: Model | None = batched_field(_models, description="The model that wrote it; null for a user's message.")
 
     @strawberry.field(
         description="What it consumed; null for a user's message, while it is STREAMING, and in a copy of a share."
@@ -290,11 +317,9 @@ class Message(Node):
     def error(self) -> MessageError | None:
         return None if self.record.failure is None else MessageError.of(self.record.failure)
 
-    @strawberry.field(
+    duration_ms: int | None = strawberry.field(
         description="Milliseconds from its beginning to its end; null for a user's message and in a copy of a share."
     )
-    def duration_ms(self) -> int | None:
-        return self.record.duration_ms
 
 
 # Enum(value) is a Python call; a dict of the few values is not.
@@ -315,19 +340,24 @@ class MessageEdge:
 class MessageConnection:
     """A connection of messages."""
 
-    edges: list[MessageEdge] = strawberry.field(description="The messages with their places.")
-    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+    page: strawberry.Private[Page[MessageRecord]]
+    thread: strawberry.Private[ThreadRecord]
 
-    @classmethod
-    def of(cls, page: Page[MessageRecord], thread: ThreadRecord) -> MessageConnection:
-        """From a page of rows of a thread."""
-        cursors = [PathPosition(record.depth).cursor() for record in page.records]
-        edges = [
-            MessageEdge(cursor=Cursor(cursor), node=Message.of(record, thread))
-            for cursor, record in zip(cursors, page.records, strict=True)
+    @strawberry.field(description="The messages with their places.")
+    def edges(self) -> list[MessageEdge]:
+        return [
+            MessageEdge(cursor=Cursor(_place(record)), node=Message.of(record, self.thread))
+            for record in self.page.records
         ]
-        return cls(edges=edges, page_info=page_info(page, cursors))
+
+    @strawberry.field(description="Where this page lies.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page, _place)
 
     @strawberry.field(description="The messages without their places.")
     def nodes(self) -> list[Message]:
-        return [edge.node for edge in self.edges]
+        return [Message.of(record, self.thread) for record in self.page.records]
+
+
+def _place(record: MessageRecord) -> str:
+    return PathPosition(record.depth).cursor()

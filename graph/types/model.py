@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import cast
 
 import strawberry
 
-from graph.context import Info
+from graph.batching import unique
+from graph.context import Context, Info
 from graph.scalars import BigInt
 from models.prices import ModelPrices as StoredPrices
 from providers.catalog import Ability
@@ -101,25 +102,19 @@ def gone_name(model_id: str) -> str:
     return model_id.partition("/")[2] if model_id.startswith(CUSTOM) else model_id
 
 
-def model_of(info: Info, model_id: str | None) -> Model | None:
-    """The model of this id, offered or gone; None for no id.
-
-    For a model that a viewer made this is an awaitable, which the executor awaits: the others need no I/O, and there
-    may be a thousand of them in an answer.
-    """
-    if model_id is None:
-        return None
-    if model_id.startswith(CUSTOM):
-        return cast("Model | None", _own_model(info, model_id))
-    record = info.context.services.models.registry.find(model_id)
-    return Model.of(record) if record else Model.gone(model_id)
-
-
-async def _own_model(info: Info, model_id: str) -> Model:
-    if info.context.viewer_or_none is None:
-        return Model.gone(model_id)
-    record = await info.context.loaders.own_models.load(model_id)
-    return Model.of(record) if record else Model.gone(model_id)
+async def models_of(context: Context, ids: Sequence[str | None]) -> list[Model | None]:
+    """The models of these ids, offered or gone; None for no id. Only those that a viewer made take a query."""
+    own = unique([model_id for model_id in ids if model_id is not None and model_id.startswith(CUSTOM)])
+    found: dict[str | None, Model | None] = {None: None}
+    if own and context.viewer_or_none is not None:
+        records = await context.services.models.describe_many(context.viewer, own)
+        found |= {key: None if one is None else Model.of(one) for key, one in zip(own, records, strict=True)}
+    registry = context.services.models.registry
+    for model_id in ids:
+        if model_id is not None and found.get(model_id) is None:
+            offered = None if model_id.startswith(CUSTOM) else registry.find(model_id)
+            found[model_id] = Model.of(offered) if offered else Model.gone(model_id)
+    return [found[model_id] for model_id in ids]
 
 
 def shared_model_of(info: Info, model_id: str | None) -> Model | None:

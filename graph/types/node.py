@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import strawberry
+
+from models.ids import IdKind, outside_id
 
 
 @strawberry.interface(description="An object with an id of its own, found again by `node`.")
@@ -10,3 +14,22 @@ class Node:
     """The Node interface of the GraphQL Global Object Identification specification."""
 
     id: strawberry.ID = strawberry.field(description="Opaque and unique among all objects.")
+
+
+class RecordView:
+    """A type of the schema whose plain fields are those of a row, read when they are asked for and not before.
+
+    An answer has hundreds of objects and selects a few fields of each: to copy each row into an object of all its
+    fields took longer than to write the answer (docs/decisions/0023-planned-execution.md).
+    """
+
+    kind: ClassVar[IdKind]
+    record: strawberry.Private[Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever is not here is in the row, but for the id, which looks different outside."""
+        if name == "record":
+            raise AttributeError(name)
+        if name == "id":
+            return outside_id(self.kind, self.record.id)
+        return getattr(self.record, name)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 
-from graph.context import Info
+from graph.batching import batched_field, unique
+from graph.context import Context
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
-from graph.types.model import Model, model_of
-from graph.types.node import Node
-from models.ids import IdKind, outside_id
+from graph.types.model import Model, models_of
+from graph.types.node import Node, RecordView
+from models.ids import IdKind
 from models.records import ProjectRecord
 from services.paging import AgePosition, Page, ThreadPosition, page_request
 
@@ -36,13 +37,32 @@ class ProjectColor(Enum):
     PINK = strawberry.enum_value("PINK", description="Pink.")
 
 
-_COLORS = dict(ProjectColor.__members__)
+async def _default_models(projects: list[Project], context: Context) -> list[Model | None]:
+    return await models_of(context, [project.record.default_model for project in projects])
+
+
+async def _threads(
+    projects: list[Project],
+    context: Context,
+    first: First = None,
+    after: After = None,
+    last: Last = None,
+    before: Before = None,
+) -> list[Annotated[ThreadConnection, strawberry.lazy("graph.types.thread")]]:
+    from graph.types.thread import ThreadConnection
+
+    request = page_request(ThreadPosition.parse, first, after, last, before)
+    ids = unique([project.record.id for project in projects])
+    found = await context.services.threads.pages_of_projects(context.viewer, ids, request)
+    pages = dict(zip(ids, found, strict=True))
+    return [ThreadConnection(page=pages[project.record.id]) for project in projects]
 
 
 @strawberry.type(description="A folder of threads, with what turns in it are told and asked of.")
-class Project(Node):
+class Project(RecordView, Node):
     """A project."""
 
+    kind = IdKind.PROJECT
     record: strawberry.Private[ProjectRecord]
     name: str = strawberry.field(description="As its user named it.")
     description: str | None = strawberry.field(description="What it is about.")
@@ -59,32 +79,16 @@ class Project(Node):
     @classmethod
     def of(cls, record: ProjectRecord) -> Project:
         """From its row."""
-        return cls(
-            id=strawberry.ID(outside_id(IdKind.PROJECT, record.id)),
-            record=record,
-            name=record.name,
-            description=record.description,
-            color=None if record.color is None else _COLORS[record.color],
-            icon=record.icon,
-            prompt=record.prompt,
-            archived=record.archived,
-            thread_count=record.thread_count,
-            created_at=record.created_at,
-            updated_at=record.updated_at,
-        )
+        view = cls.__new__(cls)
+        view.record = record
+        return view
 
-    @strawberry.field(description="The model of turns in it that name none; null: the viewer's default.")
-    def default_model(self, info: Info) -> Model | None:
-        return model_of(info, self.record.default_model)
-
-    @strawberry.field(description="Its threads, neither archived nor temporary: pinned first, then by last activity.")
-    async def threads(
-        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
-    ) -> Annotated[ThreadConnection, strawberry.lazy("graph.types.thread")]:
-        from graph.types.thread import ThreadConnection
-
-        request = page_request(ThreadPosition.parse, first, after, last, before)
-        return ThreadConnection.of(await info.context.loaders.threads_page(request).load(self.record.id))
+    default_model: Model | None = batched_field(
+        _default_models, description="The model of turns in it that name none; null: the viewer's default."
+    )
+    threads: Annotated[ThreadConnection, strawberry.lazy("graph.types.thread")] = batched_field(
+        _threads, description="Its threads, neither archived nor temporary: pinned first, then by last activity."
+    )
 
 
 @strawberry.type(description="A project in its place in the list.")
@@ -99,22 +103,23 @@ class ProjectEdge:
 class ProjectConnection:
     """A connection of projects."""
 
-    edges: list[ProjectEdge] = strawberry.field(description="The projects with their places.")
-    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+    page: strawberry.Private[Page[ProjectRecord]]
 
-    @classmethod
-    def of(cls, page: Page[ProjectRecord]) -> ProjectConnection:
-        """From a page of rows."""
-        cursors = [AgePosition(record.id).cursor() for record in page.records]
-        edges = [
-            ProjectEdge(cursor=Cursor(cursor), node=Project.of(record))
-            for cursor, record in zip(cursors, page.records, strict=True)
-        ]
-        return cls(edges=edges, page_info=page_info(page, cursors))
+    @strawberry.field(description="The projects with their places.")
+    def edges(self) -> list[ProjectEdge]:
+        return [ProjectEdge(cursor=Cursor(_place(record)), node=Project.of(record)) for record in self.page.records]
+
+    @strawberry.field(description="Where this page lies.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page, _place)
 
     @strawberry.field(description="The projects without their places.")
     def nodes(self) -> list[Project]:
-        return [edge.node for edge in self.edges]
+        return [Project.of(record) for record in self.page.records]
+
+
+def _place(record: ProjectRecord) -> str:
+    return AgePosition(record.id).cursor()
 
 
 @strawberry.input(description="Which projects to list.")

@@ -69,19 +69,23 @@ class SearchResultEdge:
 class SearchResultConnection:
     """A connection of hits."""
 
-    edges: list[SearchResultEdge] = strawberry.field(description="The hits with their places.")
-    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+    page: strawberry.Private[Page[SearchHit]]
 
-    @classmethod
-    def of(cls, page: Page[SearchHit]) -> SearchResultConnection:
-        """From a page of hits."""
-        cursors = [hit.position.cursor() for hit in page.records]
-        edges = [
-            SearchResultEdge(cursor=Cursor(cursor), node=SearchResult.of(hit))
-            for cursor, hit in zip(cursors, page.records, strict=True)
+    @strawberry.field(description="The hits with their places.")
+    def edges(self) -> list[SearchResultEdge]:
+        return [
+            SearchResultEdge(cursor=Cursor(_place(record)), node=SearchResult.of(record))
+            for record in self.page.records
         ]
-        return cls(edges=edges, page_info=page_info(page, cursors))
+
+    @strawberry.field(description="Where this page lies.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page, _place)
 
     @strawberry.field(description="The hits without their places.")
     def nodes(self) -> list[SearchResult]:
-        return [edge.node for edge in self.edges]
+        return [SearchResult.of(record) for record in self.page.records]
+
+
+def _place(record: SearchHit) -> str:
+    return record.position.cursor()

@@ -6,7 +6,7 @@ import strawberry
 
 from graph.context import Info
 from graph.types.custom_provider import CustomModel, CustomProvider
-from graph.types.model import Model, model_of
+from graph.types.model import Model, models_of
 from graph.types.provider_key import ProviderKey
 from services.settings import SettingsRecord
 
@@ -29,12 +29,12 @@ class Settings:
     @strawberry.field(
         description="The model of turns that name none and whose project names none; null: the server's default."
     )
-    def default_model(self, info: Info) -> Model | None:
-        return model_of(info, self.record.default_model)
+    async def default_model(self, info: Info) -> Model | None:
+        return (await models_of(info.context, [self.record.default_model]))[0]
 
     @strawberry.field(description="The model that titles new threads; null: the server's choice.")
-    def title_model(self, info: Info) -> Model | None:
-        return model_of(info, self.record.title_model)
+    async def title_model(self, info: Info) -> Model | None:
+        return (await models_of(info.context, [self.record.title_model]))[0]
 
     @strawberry.field(description="What models are told of the viewer.")
     def personalization(self) -> Personalization:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 
-from graph.context import Info
-from graph.types.node import Node
-from models.ids import IdKind, outside_id
+from graph.batching import batched_field
+from graph.types.message import threads_of
+from graph.types.node import Node, RecordView
+from models.ids import IdKind
 from models.records import ShareRecord, ThreadRecord
-from services.errors import NotFoundError
 
 if TYPE_CHECKING:
     from graph.types.thread import Thread
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @strawberry.type(
     description="A link to a snapshot of a thread. Later messages, edits and renames of the thread do not reach it."
 )
-class Share(Node):
+class Share(RecordView, Node):
     """A share."""
 
+    kind = IdKind.SHARE
     record: strawberry.Private[ShareRecord]
     thread_record: strawberry.Private[ThreadRecord | None]
     token: str = strawberry.field(
@@ -37,26 +38,14 @@ class Share(Node):
     @classmethod
     def of(cls, record: ShareRecord, thread: ThreadRecord | None = None) -> Share:
         """From its row; with its thread's, where that was read with it."""
-        return cls(
-            id=strawberry.ID(outside_id(IdKind.SHARE, record.id)),
-            record=record,
-            thread_record=thread,
-            token=record.token,
-            title=record.title,
-            includes_attachments=record.includes_attachments,
-            expires_at=record.expires_at,
-            created_at=record.created_at,
-            message_count=record.message_count,
-        )
+        view = cls.__new__(cls)
+        view.record = record
+        view.thread_record = thread
+        return view
 
-    @strawberry.field(description="The thread that it is a snapshot of.")
-    async def thread(self, info: Info) -> Annotated[Thread, strawberry.lazy("graph.types.thread")]:
-        from graph.types.thread import Thread
-
-        record = self.thread_record or await info.context.loaders.thread.load(self.record.thread_id)
-        if record is None:
-            raise NotFoundError("thread")
-        return Thread.of(record)
+    thread: Annotated[Thread, strawberry.lazy("graph.types.thread")] = batched_field(
+        threads_of, description="The thread that it is a snapshot of."
+    )
 
 
 @strawberry.input(description="A thread to share.")

@@ -114,22 +114,27 @@ class SharedMessageEdge:
 class SharedMessageConnection:
     """A connection of shared messages."""
 
-    edges: list[SharedMessageEdge] = strawberry.field(description="The messages with their places.")
-    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+    page: strawberry.Private[Page[SharedMessageRecord]]
+    token: strawberry.Private[str]
 
-    @classmethod
-    def of(cls, page: Page[SharedMessageRecord], token: str) -> SharedMessageConnection:
-        """From a page of rows and the token by which it is read."""
-        cursors = [SharedPosition(record.position).cursor() for record in page.records]
-        edges = [
-            SharedMessageEdge(cursor=Cursor(cursor), node=SharedMessage.of(record, token))
-            for cursor, record in zip(cursors, page.records, strict=True)
+    @strawberry.field(description="The messages with their places.")
+    def edges(self) -> list[SharedMessageEdge]:
+        return [
+            SharedMessageEdge(cursor=Cursor(_place(record)), node=SharedMessage.of(record, self.token))
+            for record in self.page.records
         ]
-        return cls(edges=edges, page_info=page_info(page, cursors))
+
+    @strawberry.field(description="Where this page lies.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page, _place)
 
     @strawberry.field(description="The messages without their places.")
     def nodes(self) -> list[SharedMessage]:
-        return [edge.node for edge in self.edges]
+        return [SharedMessage.of(record, self.token) for record in self.page.records]
+
+
+def _place(record: SharedMessageRecord) -> str:
+    return SharedPosition(record.position).cursor()
 
 
 @strawberry.type(description="A snapshot of somebody's thread, for whoever has the token of its link.")
@@ -162,7 +167,7 @@ class SharedThread:
     ) -> SharedMessageConnection:
         request = page_request(SharedPosition.parse, first, after, last, before)
         page = await info.context.services.sharing.page(self.record, request)
-        return SharedMessageConnection.of(page, self.record.token)
+        return SharedMessageConnection(page=page, token=self.record.token)
 
 
 @strawberry.input(description="A shared thread to go on with.")

@@ -3,26 +3,71 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 import strawberry
 
-from graph.context import Info
+from graph.batching import batched_field, unique
+from graph.context import Context
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
 from graph.types.message import Message, MessageConnection
-from graph.types.node import Node
+from graph.types.node import Node, RecordView
 from graph.types.project import Project
 from graph.types.share import Share
 from graph.types.usage import TokenTotals
-from models.ids import IdKind, outside_id
+from models.ids import IdKind
 from models.records import ThreadRecord
 from services.paging import Page, PathPosition, ThreadPosition, page_request
 
 
+async def _projects(threads: list[Thread], context: Context) -> list[Project | None]:
+    ids = unique([thread.record.project_id for thread in threads if thread.record.project_id is not None])
+    if not ids:
+        return [None] * len(threads)
+    records = await context.services.projects.find_many(context.viewer, ids)
+    projects: dict[UUID | None, Project] = {one.id: Project.of(one) for one in records if one is not None}
+    return [projects.get(thread.record.project_id) for thread in threads]
+
+
+async def _messages(
+    threads: list[Thread],
+    context: Context,
+    first: First = None,
+    after: After = None,
+    last: Last = None,
+    before: Before = None,
+) -> list[MessageConnection]:
+    request = page_request(PathPosition.parse, first, after, last, before)
+    ids = unique([thread.record.id for thread in threads])
+    pages = dict(zip(ids, await context.services.messages.pages(context.viewer, ids, request), strict=True))
+    return [MessageConnection(page=pages[thread.record.id], thread=thread.record) for thread in threads]
+
+
+async def _live_messages(threads: list[Thread], context: Context) -> list[Message | None]:
+    records = await context.services.messages.live(context.viewer, [thread.record.id for thread in threads])
+    return [
+        None if record is None else Message.of(record, thread.record)
+        for thread, record in zip(threads, records, strict=True)
+    ]
+
+
+async def _shares(threads: list[Thread], context: Context) -> list[list[Share]]:
+    ids = unique([thread.record.id for thread in threads])
+    found = dict(zip(ids, await context.services.sharing.of_threads(context.viewer, ids), strict=True))
+    return [[Share.of(record, thread.record) for record in found[thread.record.id]] for thread in threads]
+
+
+async def _usage(threads: list[Thread], context: Context) -> list[TokenTotals]:
+    found = await context.services.usage.of_threads(context.viewer, [thread.record.id for thread in threads])
+    return [TokenTotals.of(totals) for totals in found]
+
+
 @strawberry.type(description="A conversation.")
-class Thread(Node):
+class Thread(RecordView, Node):
     """A thread."""
 
+    kind = IdKind.THREAD
     record: strawberry.Private[ThreadRecord]
     title: str = strawberry.field(
         description="From the first question at first, then by a model where one is set, or as its user named it."
@@ -37,48 +82,25 @@ class Thread(Node):
     @classmethod
     def of(cls, record: ThreadRecord) -> Thread:
         """From its row."""
-        return cls(
-            id=strawberry.ID(outside_id(IdKind.THREAD, record.id)),
-            record=record,
-            title=record.title,
-            pinned=record.pinned,
-            archived=record.archived,
-            temporary=record.temporary,
-            expires_at=record.expires_at,
-            created_at=record.created_at,
-            updated_at=record.updated_at,
-        )
+        view = cls.__new__(cls)
+        view.record = record
+        return view
 
-    @strawberry.field(description="The project it is in; null where it is in none.")
-    async def project(self, info: Info) -> Project | None:
-        if self.record.project_id is None:
-            return None
-        record = await info.context.loaders.project.load(self.record.project_id)
-        return None if record is None else Project.of(record)
-
-    @strawberry.field(description="The active path through the tree of messages, oldest first.")
-    async def messages(
-        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
-    ) -> MessageConnection:
-        request = page_request(PathPosition.parse, first, after, last, before)
-        page = await info.context.loaders.messages_page(request).load(self.record.id)
-        return MessageConnection.of(page, self.record)
-
-    @strawberry.field(description="The answer being written now, on whichever branch; null where none is.")
-    async def live_message(self, info: Info) -> Message | None:
-        record = await info.context.loaders.live_message.load(self.record.id)
-        return None if record is None else Message.of(record, self.record)
-
-    @strawberry.field(description="The links to snapshots of it that have not expired, newest first. At most 100.")
-    async def shares(self, info: Info) -> list[Share]:
-        return [Share.of(record, self.record) for record in await info.context.loaders.shares.load(self.record.id)]
-
-    @strawberry.field(
-        description="What it consumed so far, its title and abandoned branches among it. Nothing for a temporary "
-        "thread, whose usage is counted in reports only."
+    project: Project | None = batched_field(_projects, description="The project it is in; null where it is in none.")
+    messages: MessageConnection = batched_field(
+        _messages, description="The active path through the tree of messages, oldest first."
     )
-    async def usage(self, info: Info) -> TokenTotals:
-        return TokenTotals.of(await info.context.loaders.thread_usage.load(self.record.id))
+    live_message: Message | None = batched_field(
+        _live_messages, description="The answer being written now, on whichever branch; null where none is."
+    )
+    shares: list[Share] = batched_field(
+        _shares, description="The links to snapshots of it that have not expired, newest first. At most 100."
+    )
+    usage: TokenTotals = batched_field(
+        _usage,
+        description="What it consumed so far, its title and abandoned branches among it. Nothing for a temporary "
+        "thread, whose usage is counted in reports only.",
+    )
 
 
 @strawberry.type(description="A thread in its place in the list.")
@@ -93,22 +115,23 @@ class ThreadEdge:
 class ThreadConnection:
     """A connection of threads."""
 
-    edges: list[ThreadEdge] = strawberry.field(description="The threads with their places.")
-    page_info: PageInfo = strawberry.field(description="Where this page lies.")
+    page: strawberry.Private[Page[ThreadRecord]]
 
-    @classmethod
-    def of(cls, page: Page[ThreadRecord]) -> ThreadConnection:
-        """From a page of rows."""
-        cursors = [ThreadPosition(record.pinned, record.updated_at, record.id).cursor() for record in page.records]
-        edges = [
-            ThreadEdge(cursor=Cursor(cursor), node=Thread.of(record))
-            for cursor, record in zip(cursors, page.records, strict=True)
-        ]
-        return cls(edges=edges, page_info=page_info(page, cursors))
+    @strawberry.field(description="The threads with their places.")
+    def edges(self) -> list[ThreadEdge]:
+        return [ThreadEdge(cursor=Cursor(_place(record)), node=Thread.of(record)) for record in self.page.records]
+
+    @strawberry.field(description="Where this page lies.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page, _place)
 
     @strawberry.field(description="The threads without their places.")
     def nodes(self) -> list[Thread]:
-        return [edge.node for edge in self.edges]
+        return [Thread.of(record) for record in self.page.records]
+
+
+def _place(record: ThreadRecord) -> str:
+    return ThreadPosition(record.pinned, record.updated_at, record.id).cursor()
 
 
 @strawberry.input(description="Which threads to list.")

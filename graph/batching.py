@@ -1,0 +1,73 @@
+"""Fields whose values are found for many objects at once: one query for a page, not one for every row of it.
+
+Such a field is one function of all the objects that ask for it. The planned executor calls it with a whole list; where
+graphql-core executes, which asks object by object, a data loader brings the calls of one turn of the loop together.
+Loaders batch and do not cache: they live as long as their operation, and a subscription may last for hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from inspect import Parameter, signature
+from typing import Any, TypeVar
+
+import strawberry
+from strawberry.dataloader import DataLoader
+
+from graph.context import Context, Info
+
+Key = TypeVar("Key", bound=Hashable)
+
+BATCH = "batch"
+"""Where a field's metadata hold its function of many objects."""
+
+
+def batched_field(load: Callable[..., Awaitable[Sequence[Any]]], *, description: str) -> Any:
+    """A field that is resolved for many objects at once.
+
+    Args:
+        load: an async function of the objects, the context and the field's arguments, annotated to return a list: one
+            value for each object in their order, or an exception where one object has none. Its annotations are
+            strings, as `from __future__ import annotations` makes them.
+        description: the field's.
+    """
+    form = signature(load)
+    _, _, *arguments = form.parameters.values()
+    returned: str = form.return_annotation
+    if not returned.startswith("list["):
+        raise TypeError(f"{load.__qualname__} must return a list")
+
+    async def resolve(self: Any, info: Info, **given: Any) -> Any:
+        return await _loader(info.context, load, given).load(self)
+
+    resolve.__module__ = load.__module__
+    resolve.__doc__ = load.__doc__
+    resolve.__annotations__ = {}
+    resolve.__signature__ = form.replace(  # type: ignore[attr-defined]
+        parameters=[
+            Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
+            Parameter("info", Parameter.POSITIONAL_OR_KEYWORD, annotation=Info),
+            *arguments,
+        ],
+        return_annotation=returned.removeprefix("list[").removesuffix("]"),
+    )
+    return strawberry.field(resolver=resolve, description=description, metadata={BATCH: load})
+
+
+def unique(keys: Sequence[Key]) -> list[Key]:
+    """Each key once, in the order of their first appearance."""
+    return list(dict.fromkeys(keys))
+
+
+def _loader(
+    context: Context, load: Callable[..., Awaitable[Sequence[Any]]], given: dict[str, Any]
+) -> DataLoader[Any, Any]:
+    place = (load, tuple(given.items()))
+    loader: DataLoader[Any, Any] | None = context.loaders.get(place)
+    if loader is None:
+
+        async def load_many(objects: list[Any]) -> Sequence[Any]:
+            return await load(objects, context, **given)
+
+        loader = context.loaders[place] = DataLoader(load_many, cache=False)
+    return loader
