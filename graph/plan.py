@@ -384,7 +384,11 @@ class _Code:
         """A leaf that is an attribute."""
         leaf = _named(kind)
         read = self._read(name)
-        written = f"{self._bound(_writer(leaf))}(v)" if _writer(leaf) is not None else "v"
+        if isinstance(leaf, GraphQLEnumType):
+            written = f"{self._bound(_Names(leaf))}[v]"
+        else:
+            write = _writer(leaf)
+            written = "v" if write is None else f"{self._bound(write)}(v)"
         if isinstance(kind, GraphQLNonNull):
             self._items.append(f"{key!r}: {written} if (v := {read}) is not None else null({name!r})")
         elif written == "v":
@@ -425,10 +429,17 @@ def _writer(leaf: GraphQLLeafType) -> Callable[[Any], Any] | None:
     """How a leaf's value is written; None where it stays as it is."""
     if leaf in (GraphQLString, GraphQLID, GraphQLBoolean) or leaf.name in _AS_THEY_ARE:
         return None
-    if isinstance(leaf, GraphQLEnumType):
-        names = {member.value: name for name, member in leaf.values.items()}
-        return lambda value: names[getattr(value, "value", value)]
-    return leaf.coerce_output_value
+    return _Names(leaf).__getitem__ if isinstance(leaf, GraphQLEnumType) else leaf.coerce_output_value
+
+
+class _Names(dict[Any, str]):
+    """The names of an enum's values, which come as members or as the values of members."""
+
+    def __init__(self, enum: GraphQLEnumType) -> None:
+        super().__init__({member.value: name for name, member in enum.values.items()})
+
+    def __missing__(self, value: Any) -> str:
+        return self[value.value]
 
 
 def _attribute(name: str) -> Callable[[Values, Run], Awaitable[Values]]:

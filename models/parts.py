@@ -143,6 +143,11 @@ def parts_from_json(stored: str | bytes) -> list[Part]:
     return [part_from_dict(part) for part in orjson.loads(stored)]
 
 
+def text_from_json(stored: str | bytes) -> str:
+    """The text parts behind a `jsonb` column's text, joined; no part is made for it."""
+    return "".join([part["text"] for part in orjson.loads(stored) if part["type"] == "text"])
+
+
 def shared_parts_from_json(stored: str | bytes) -> list[SharedPart]:
     """The parts of a shared message behind a `jsonb` column's text."""
     return [_shared_part(part) for part in orjson.loads(stored)]

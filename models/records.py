@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from models.parts import Part, SharedPart, parts_from_json, parts_text, shared_parts_from_json
+from models.parts import Part, SharedPart, parts_from_json, shared_parts_from_json, text_from_json
 
 
 class MessageRole(StrEnum):
@@ -51,9 +51,8 @@ class MessageTokens:
     estimated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadRecord:
-    """A row of `threads`."""
+class ThreadRecord(NamedTuple):
+    """A row of `threads`. `_make` takes one that has just `THREAD_COLUMNS`, in a tenth of the time."""
 
     id: UUID
     owner_id: UUID
@@ -68,27 +67,15 @@ class ThreadRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ThreadRecord:
-        """From a row selected with `THREAD_COLUMNS`."""
-        return cls(
-            row["id"],
-            row["owner_id"],
-            row["title"],
-            row["pinned"],
-            row["archived"],
-            row["temporary"],
-            row["project_id"],
-            row["expires_at"],
-            row["created_at"],
-            row["updated_at"],
-        )
+        """From a row with columns of these names."""
+        return cls._make([row[name] for name in cls._fields])
 
 
-THREAD_COLUMNS = "id, owner_id, title, pinned, archived, temporary, project_id, expires_at, created_at, updated_at"
+THREAD_COLUMNS = ", ".join(ThreadRecord._fields)
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectRecord:
-    """A row of `projects`."""
+class ProjectRecord(NamedTuple):
+    """A row of `projects`. `_make` takes one that has just `PROJECT_COLUMNS`."""
 
     id: UUID
     owner_id: UUID
@@ -105,96 +92,40 @@ class ProjectRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ProjectRecord:
-        """From a row selected with `PROJECT_COLUMNS`."""
-        return cls(
-            row["id"],
-            row["owner_id"],
-            row["name"],
-            row["description"],
-            row["color"],
-            row["icon"],
-            row["prompt"],
-            row["default_model"],
-            row["archived"],
-            row["thread_count"],
-            row["created_at"],
-            row["updated_at"],
-        )
+        """From a row with columns of these names."""
+        return cls._make([row[name] for name in cls._fields])
 
 
-PROJECT_COLUMNS = (
-    "id, owner_id, name, description, color, icon, prompt, default_model, archived, thread_count, created_at, "
-    "updated_at"
-)
+PROJECT_COLUMNS = ", ".join(ProjectRecord._fields)
+
+_ROLES = dict(MessageRole.__members__)
+_STATUSES = dict(MessageStatus.__members__)
 
 
-@dataclass(frozen=True)
-class MessageRecord:
-    """A row of `messages`. The parts are decoded when first asked for."""
+class _MessageRow(NamedTuple):
+    """The columns as they are, in the order of `MESSAGE_COLUMNS`."""
 
     id: UUID
     owner_id: UUID
     thread_id: UUID
     parent_id: UUID | None
     depth: int
-    role: MessageRole
-    status: MessageStatus
-    parts_json: str
+    role_name: str
+    status_name: str
     model: str | None
-    failure: MessageFailure | None
-    tokens: MessageTokens | None
+    error_code: str | None
+    error_message: str | None
+    error_retry_after: int | None
+    prompt_tokens: int | None
+    completion_tokens: int
+    reasoning_tokens: int
+    cached_tokens: int
+    tokens_estimated: bool
     duration_ms: int | None
     attempt: int
     created_at: datetime
     updated_at: datetime
-
-    @cached_property
-    def parts(self) -> list[Part]:
-        """The parts in order."""
-        return parts_from_json(self.parts_json)
-
-    @cached_property
-    def text(self) -> str:
-        """The text parts, joined."""
-        return parts_text(self.parts)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the status is final."""
-        return self.status is not MessageStatus.STREAMING
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> MessageRecord:
-        """From a row selected with `MESSAGE_COLUMNS`; `parts_json` where the row was selected without its parts."""
-        failure = None
-        if row["error_code"] is not None:
-            failure = MessageFailure(row["error_code"], row["error_message"] or "", row["error_retry_after"])
-        tokens = None
-        if row["prompt_tokens"] is not None:
-            tokens = MessageTokens(
-                row["prompt_tokens"],
-                row["completion_tokens"],
-                row["reasoning_tokens"],
-                row["cached_tokens"],
-                row["tokens_estimated"],
-            )
-        return cls(
-            id=row["id"],
-            owner_id=row["owner_id"],
-            thread_id=row["thread_id"],
-            parent_id=row["parent_id"],
-            depth=row["depth"],
-            role=MessageRole(row["role"]),
-            status=MessageStatus(row["status"]),
-            parts_json=row["parts"] if parts_json is None else parts_json,
-            model=row["model"],
-            failure=failure,
-            tokens=tokens,
-            duration_ms=row["duration_ms"],
-            attempt=row["attempt"],
-            created_at=row["created_at"],
-            updated_at=row["updated_at"],
-        )
+    parts_json: str
 
 
 MESSAGE_COLUMNS_BUT_PARTS = (
@@ -203,6 +134,65 @@ MESSAGE_COLUMNS_BUT_PARTS = (
     "created_at, updated_at"
 )
 MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"
+_MESSAGE_COLUMNS_BUT_PARTS = MESSAGE_COLUMNS_BUT_PARTS.split(", ")
+
+
+class MessageRecord(_MessageRow):
+    """A row of `messages`. What is more than a column is made when it is asked for.
+
+    `_make` takes a row that has just `MESSAGE_COLUMNS`.
+    """
+
+    @property
+    def role(self) -> MessageRole:
+        """Who speaks."""
+        return _ROLES[self.role_name]
+
+    @property
+    def status(self) -> MessageStatus:
+        """Where it stands."""
+        return _STATUSES[self.status_name]
+
+    @property
+    def failure(self) -> MessageFailure | None:
+        """Why it is not whole, where it is not."""
+        if self.error_code is None:
+            return None
+        return MessageFailure(self.error_code, self.error_message or "", self.error_retry_after)
+
+    @property
+    def tokens(self) -> MessageTokens | None:
+        """What it consumed, where that is known."""
+        if self.prompt_tokens is None:
+            return None
+        return MessageTokens(
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.reasoning_tokens,
+            self.cached_tokens,
+            self.tokens_estimated,
+        )
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts in order."""
+        return parts_from_json(self.parts_json)
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return text_from_json(self.parts_json)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status is not MessageStatus.STREAMING
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> MessageRecord:
+        """From a row with columns of these names; `parts_json` where the row was selected without its parts."""
+        columns = [row[name] for name in _MESSAGE_COLUMNS_BUT_PARTS]
+        return cls._make([*columns, row["parts"] if parts_json is None else parts_json])
 
 
 @dataclass(frozen=True, slots=True)

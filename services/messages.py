@@ -84,7 +84,7 @@ class Messages:
         """Messages in the order of the ids; None where there is none of the viewer's."""
         async with self._database.acquire() as connection:
             rows = await connection.fetch(_FIND, ids, viewer.id)
-        found = {row["id"]: MessageRecord.from_row(row) for row in rows}
+        found = {row["id"]: MessageRecord._make(row) for row in rows}
         return [found.get(message_id) for message_id in ids]
 
     async def live(self, viewer: Viewer, thread_ids: Sequence[UUID]) -> list[MessageRecord | None]:
@@ -109,7 +109,7 @@ class Messages:
             )
         by_thread: dict[UUID, list[MessageRecord]] = {thread_id: [] for thread_id in thread_ids}
         for row in rows:
-            by_thread[row["thread_id"]].append(MessageRecord.from_row(row))
+            by_thread[row["thread_id"]].append(MessageRecord._make(row))
         return [Page.of(request, by_thread[thread_id]) for thread_id in thread_ids]
 
     async def siblings(self, viewer: Viewer, messages: Sequence[tuple[UUID, UUID | None]]) -> list[list[MessageRecord]]:

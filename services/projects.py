@@ -107,7 +107,7 @@ class Projects:
                 pattern,
                 request.limit + 1,
             )
-        return Page.of(request, [ProjectRecord.from_row(row) for row in rows])
+        return Page.of(request, [ProjectRecord._make(row) for row in rows])
 
     async def find(self, viewer: Viewer, project_id: UUID) -> ProjectRecord | None:
         """One project, or None where there is none of the viewer's."""
@@ -117,7 +117,7 @@ class Projects:
         """Projects in the order of the ids; None where there is none of the viewer's."""
         async with self._database.acquire() as connection:
             rows = await connection.fetch(_FIND, ids, viewer.id)
-        found = {row["id"]: ProjectRecord.from_row(row) for row in rows}
+        found = {row["id"]: ProjectRecord._make(row) for row in rows}
         return [found.get(project_id) for project_id in ids]
 
     async def create(self, viewer: Viewer, values: ProjectValues) -> ProjectRecord:

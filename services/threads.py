@@ -108,7 +108,7 @@ class Threads:
         async with self._database.acquire() as connection:
             query = _LIST_BACKWARDS if request.backwards else _LIST
             rows = await connection.fetch(query, *arguments, wanted.in_project)
-        return Page.of(request, [ThreadRecord.from_row(row) for row in rows])
+        return Page.of(request, [ThreadRecord._make(row) for row in rows])
 
     async def pages_of_projects(
         self,
@@ -124,7 +124,7 @@ class Threads:
             rows = await connection.fetch(query, *arguments, project_ids)
         by_project: dict[UUID | None, list[ThreadRecord]] = {project_id: [] for project_id in project_ids}
         for row in rows:
-            by_project[row["project_id"]].append(ThreadRecord.from_row(row))
+            by_project[row["project_id"]].append(ThreadRecord._make(row))
         return [Page.of(request, by_project[project_id]) for project_id in project_ids]
 
     async def find(self, viewer: Viewer, thread_id: UUID) -> ThreadRecord | None:

@@ -15,7 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from models.ids import new_id
 from models.parts import Part, TextPart, ToolPart, parts_to_json
-from models.records import MessageRecord, MessageRole, MessageStatus
+from models.records import MESSAGE_COLUMNS, MessageRecord, MessageRole, MessageStatus
 from streams.buffer import StreamBuffer, parts_of
 from streams.ending import Written
 from streams.shared_hub import SharedHub
@@ -212,22 +212,22 @@ class Database:
 
 def record(message_id: UUID, owner_id: UUID, status: MessageStatus, parts: list[Part] | None = None) -> MessageRecord:
     now = datetime.now(UTC)
-    return MessageRecord(
-        id=message_id,
-        owner_id=owner_id,
-        thread_id=new_id(),
-        parent_id=None,
-        depth=1,
-        role=MessageRole.ASSISTANT,
-        status=status,
-        parts_json=parts_to_json(parts or []),
-        model="m",
-        failure=None,
-        tokens=None,
-        duration_ms=None,
-        attempt=1,
-        created_at=now,
-        updated_at=now,
+    nothing = dict.fromkeys(MESSAGE_COLUMNS.split(", "))
+    return MessageRecord.from_row(
+        nothing
+        | {
+            "id": message_id,
+            "owner_id": owner_id,
+            "thread_id": new_id(),
+            "depth": 1,
+            "role": MessageRole.ASSISTANT.value,
+            "status": status.value,
+            "parts": parts_to_json(parts or []),
+            "model": "m",
+            "attempt": 1,
+            "created_at": now,
+            "updated_at": now,
+        }
     )
 
 
