@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
@@ -284,8 +285,13 @@ class Planner:
 
         if not _variables_of(node.arguments):
             given = get_argument_values(definition, node, self._variables)
-            # Made anew for each run: a resolver may keep what it is given.
-            return (lambda run: convert(given)) if given else _no_arguments
+            if not given:
+                return _no_arguments
+            converted = convert(given)
+            if all(value is None or isinstance(value, _UNCHANGING) for value in converted.values()):
+                return lambda run: dict(converted)
+            # Others are made anew for each run: a resolver may keep what it is given.
+            return lambda run: convert(given)
         return lambda run: convert(get_argument_values(definition, node, run.variables))
 
     def _complete(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Complete:
@@ -334,6 +340,9 @@ class _DirectiveVariables(Visitor):
 
 
 _Arguments = Callable[[Run], dict[str, Any]]
+
+
+_UNCHANGING = (str, int, float, Enum)
 
 
 def _no_arguments(run: Run) -> dict[str, Any]:

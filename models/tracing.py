@@ -48,11 +48,14 @@ class _NoSpan:
         """Nothing."""
 
 
+NO_SPAN: Span = _NoSpan()
+
+
 class _NoTracing:
     """No spans."""
 
     def __init__(self) -> None:
-        self._block: AbstractContextManager[Span] = nullcontext(_NoSpan())
+        self._block: AbstractContextManager[Span] = nullcontext(NO_SPAN)
 
     def span(self, name: str, carrier: Mapping[str, str] | None = None) -> AbstractContextManager[Span]:
         """Nothing."""

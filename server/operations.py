@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from typing import Any
 from graph.context import Context
 from models.log_fields import log_note, log_scope
 from models.metrics import Histogram
-from models.tracing import NO_TRACING, Span, Tracing
+from models.tracing import NO_SPAN, NO_TRACING, Span, Tracing
 from services.errors import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Operations:
         operation = Operation(context)
         viewer = context.viewer_or_none
         with (
-            log_scope(**({} if viewer is None else {"user_id": viewer.id})),
+            log_scope() if viewer is None else log_scope(user_id=viewer.id),
             self._tracing.span("GraphQL", carrier) as span,
         ):
             try:
@@ -103,19 +103,19 @@ class Operations:
         self.outcomes[kind, name, outcome] += 1
         if kind in ("query", "mutation"):
             self.seconds.setdefault((kind, name), Histogram()).observe(seconds)
-        span.rename(f"{kind} {name}")
-        span.note({"graphql.operation.type": kind, "graphql.operation.name": name})
-        if outcome == _INTERNAL:
-            span.fail(outcome)
-        elif outcome != OK:
-            span.note({"threadgraph.outcome": outcome})
+        if span is not NO_SPAN:
+            span.rename(f"{kind} {name}")
+            span.note({"graphql.operation.type": kind, "graphql.operation.name": name})
+            if outcome == _INTERNAL:
+                span.fail(outcome)
+            elif outcome != OK:
+                span.note({"threadgraph.outcome": outcome})
         log_note(operation=name, operation_type=kind)
         slow = kind != "subscription" and seconds > SLOW_SECONDS
-        log.log(
-            logging.WARNING if slow else logging.DEBUG,
-            "slow operation" if slow else "operation",
-            extra={"outcome": outcome, "seconds": round(seconds, 4)},
-        )
+        level = logging.WARNING if slow else logging.DEBUG
+        if log.isEnabledFor(level):
+            extra = {"outcome": outcome, "seconds": round(seconds, 4)}
+            log.log(level, "slow operation" if slow else "operation", extra=extra)
 
     def _name(self, context: Context) -> str:
         name = context.operation_name
@@ -130,4 +130,4 @@ class Operations:
 
 def new_request_id() -> str:
     """An id that nobody else has."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
