@@ -109,7 +109,8 @@ class Plan:
                 try:
                     values = await step.resolve([None], run)
                 except Exception as error:
-                    return step.failed(error)
+                    # Its place in the data holds null already.
+                    return ExecutionResult(None if step.required else data, [step.located(error)])
                 data[step.key] = (await step.complete(values, run))[0]
             else:
                 await _fill(steps, [None], [data], run)
@@ -185,11 +186,14 @@ class Step:
         for one, value in zip(made, values, strict=True):
             one[key] = value
 
-    def failed(self, error: Exception) -> ExecutionResult:
-        """The answer where this was the only root field, and its resolver raised (spec, section 6.4.4)."""
-        told: GraphQLError = located_error(error, self._nodes, [self.key])
-        data = None if isinstance(self._field.type, GraphQLNonNull) else {self.key: None}
-        return ExecutionResult(data, [told])
+    @property
+    def required(self) -> bool:
+        """Whether it must not be null."""
+        return isinstance(self._field.type, GraphQLNonNull)
+
+    def located(self, error: Exception) -> GraphQLError:
+        """What its resolver raised, where it is the only root field (spec, section 6.4.4)."""
+        return located_error(error, self._nodes, [self.key])
 
 
 class Planner:

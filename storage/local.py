@@ -94,7 +94,7 @@ class LocalStorage:
 
     async def read(self, key: str) -> AsyncGenerator[bytes, None]:
         """See `Storage.read`."""
-        file: BinaryIO = await self._run(open, self.path(key), "rb")
+        file = await self._open(key)
         try:
             while piece := await self._run(file.read, _PIECE_BYTES):
                 yield piece
@@ -159,14 +159,30 @@ class LocalStorage:
     def _signature(self, payload: str) -> bytes:
         return urlsafe_b64encode(hmac.digest(self._secret, payload.encode(), sha256)).rstrip(b"=")
 
+    async def _open(self, key: str) -> BinaryIO:
+        opening: asyncio.Future[BinaryIO] = asyncio.get_running_loop().run_in_executor(
+            self._pool, open, self.path(key), "rb"
+        )
+        try:
+            # Shielded: a thread cannot be called back, and what it opens for somebody who has left must be closed.
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unread)
+            raise
+        except OSError as error:
+            raise _failure(error) from error
+
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         """The result of blocking work, its failures as ours."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        except FileNotFoundError as error:
-            raise NoSuchKeyError from error
         except OSError as error:
             raise _failure(error) from error
+
+
+def _close_unread(opening: asyncio.Future[BinaryIO]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 class _Writing:
@@ -239,6 +255,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _failure(error: OSError) -> StorageError:
+    if isinstance(error, FileNotFoundError):
+        return NoSuchKeyError()
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageFullError(os.strerror(error.errno))
     return StorageUnavailableError(type(error).__name__)

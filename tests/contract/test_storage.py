@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import re
 import signal
 import socket
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+import storage.local
 from server.files import FileLinks
 from storage.base import (
     NoSuchKeyError,
@@ -476,6 +479,34 @@ async def test_a_disk_that_fails_is_a_typed_error_and_leaves_nothing(
             await local.storage.put(key, pieces(b"x" * 500_000), max_bytes=2**20)
     assert await local.storage.size(key) is None
     assert local.left() == before
+
+
+async def test_a_file_that_was_opened_for_somebody_who_left_is_closed(
+    local: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key()
+    await local.storage.put(key, pieces(b"there"), max_bytes=10)
+    asked, allowed, opened = asyncio.Event(), threading.Event(), asyncio.Queue[BinaryIO]()
+    loop = asyncio.get_running_loop()
+
+    def slow_open(path: Path, mode: str) -> BinaryIO:
+        loop.call_soon_threadsafe(asked.set)
+        assert allowed.wait(10)
+        file = cast("BinaryIO", builtins.open(path, mode))  # noqa: SIM115 - whoever asked closes it
+        loop.call_soon_threadsafe(opened.put_nowait, file)
+        return file
+
+    monkeypatch.setattr(storage.local, "open", slow_open, raising=False)
+    reading = asyncio.ensure_future(anext(local.storage.read(key)))
+    await asked.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    allowed.set()
+    async with asyncio.timeout(10):
+        file = await opened.get()
+        while not file.closed:
+            await asyncio.sleep(0)
 
 
 async def test_a_write_that_is_taken_in_pieces_is_whole(local: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,143 @@
+"""Plans: every query gives what graphql-core gives, and is executed by a plan wherever that finds no error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strawberry.types.graphql import OperationType
+
+from graph.context import Context, Services
+from graph.plan import Plan
+from graph.schema import Schema
+from server.graphql_http import result_payload
+from server.runtime import Server
+from services.viewer import Viewer
+from tests.client import Client, connect
+from tests.operations import Operation, operations
+
+# A link is signed anew with every reading, and a report tells the hour.
+WITHOUT = frozenset({"url", "usage"})
+
+
+@dataclass(slots=True)
+class World:
+    """A user who has something of everything, and what executes that user's operations."""
+
+    schema: Schema
+    services: Services
+    viewer: Viewer
+    values: dict[str, list[str]]
+
+    def context(self) -> Context:
+        return Context(self.services, self.viewer)
+
+    async def by_graphql_core(self, asked: Operation) -> bytes:
+        result = await self.schema.execute(
+            asked.document, variable_values=asked.variables, context_value=self.context()
+        )
+        return orjson.dumps(result_payload(result))
+
+    async def as_served(self, asked: Operation) -> bytes:
+        result = await self.schema.run(
+            asked.document, self.context(), variables=asked.variables, allowed=(OperationType.QUERY,)
+        )
+        return orjson.dumps(result_payload(result))
+
+
+@pytest.fixture(scope="session")
+async def world(server: Server) -> AsyncIterator[World]:
+    async with connect(server.address) as client:
+        await client.sign_in()
+        values = await fill(client)
+        assert client.token is not None
+        http = server.application._http
+        services = http._services
+        viewer = await services.identities.verify(client.token)
+        yield World(http._schema, services, viewer, values)
+
+
+async def fill(client: Client) -> dict[str, list[str]]:
+    """Make something of everything; literals for the arguments that ask for it."""
+
+    async def made(mutation: str) -> Any:
+        (payload,) = (await client.run(f"mutation {{ {mutation} }}")).values()
+        return payload
+
+    ids, cursors = [], []
+    for name in ("One", "Two"):
+        text = f'createProject(input: {{name: "{name}", color: RED, prompt: "Be brief", defaultModelId: "two-words"}})'
+        ids.append((await made(f"{text} {{ project {{ id }} }}"))["project"]["id"])
+    attachment = await client.upload(b"some text", "a.txt")
+    turns = []
+    for number, model in enumerate(("two-words", "priced", "thinks-and-calls", "fails-midway", "two-words")):
+        more: dict[str, Any] = {"projectId": ids[number % 2]} if number < 3 else {}
+        more |= {"attachmentIds": [attachment["id"]]} if number == 0 else {}
+        turn = await client.send(f"Question {number} of tests", model=model, **more)
+        await client.finish(turn["assistantMessage"]["id"])
+        turns.append(turn)
+        ids += [turn["thread"]["id"], turn["assistantMessage"]["id"]]
+    again = await client.retry(turns[0]["assistantMessage"]["id"])
+    await client.finish(again["assistantMessage"]["id"])
+    thread = turns[0]["thread"]["id"]
+    await made(f'pinThread(input: {{threadId: "{thread}", pinned: true}}) {{ thread {{ id }} }}')
+    gone = turns[4]["thread"]["id"]
+    await made(f'archiveThread(input: {{threadId: "{gone}"}}) {{ thread {{ id }} }}')
+    share = (await made(f'shareThread(input: {{threadId: "{thread}"}}) {{ share {{ id token }} }}'))["share"]
+    await made('updateSettings(input: {defaultModelId: "two-words"}) { settings { defaultModel { id } } }')
+    listed = await client.run(
+        "{ threads { edges { cursor } } projects { edges { cursor } } attachments { edges { cursor } } }"
+    )
+    for connection in listed.values():
+        cursors += [edge["cursor"] for edge in connection["edges"]]
+    path = await client.run(f'{{ thread(id: "{thread}") {{ messages {{ edges {{ cursor }} }} }} }}')
+    cursors += [edge["cursor"] for edge in path["thread"]["messages"]["edges"]]
+    ids += [share["id"], attachment["id"], "thread_" + "0" * 32, "nonsense", ""]
+
+    def quoted(texts: list[str]) -> list[str]:
+        return [orjson.dumps(text).decode() for text in texts]
+
+    return {
+        "ID": quoted(ids),
+        "Cursor": quoted([*cursors, "nonsense"]),
+        "Int": ["1", "2", "3", "100", "0", "101"],
+        "Boolean": ["true", "false"],
+        "token": quoted([share["token"], "nonsense"]),
+        "query": quoted(["question", "tests -two", "hello", ""]),
+        "timezone": quoted(["UTC", "Europe/Berlin", "nonsense"]),
+        "String": quoted(["on", "One", ""]),
+        "DateTime": quoted(["2020-01-01T00:00:00Z", "2040-01-01T00:00:00+01:00"]),
+    }
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each execution by a plan, whether it came to an answer."""
+    outcomes: list[bool] = []
+    execute = Plan.execute
+
+    async def watched(self: Plan, *arguments: Any) -> Any:
+        result = await execute(self, *arguments)
+        outcomes.append(result is not None)
+        return result
+
+    monkeypatch.setattr(Plan, "execute", watched)
+    return outcomes
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+async def test_every_query_gives_what_graphql_core_gives(
+    world: World, executed: list[bool], data: st.DataObject
+) -> None:
+    asked = data.draw(operations(world.schema._schema, world.values, WITHOUT))
+    expected = await world.by_graphql_core(asked)
+    executed.clear()
+    assert await world.as_served(asked) == expected
+    if b'"errors"' not in expected:
+        assert executed == [True], "a plan does what has no error"
