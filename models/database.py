@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -27,6 +27,8 @@ from tortoise.transactions import in_transaction
 from models.metrics import Histogram
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from asyncpg import Connection, Pool
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Database:
             max_size=self._pool_size,
             timeout=self._timeout_seconds,
             command_timeout=self._timeout_seconds,
+            reset=_no_reset,
         )
         async with self.acquire() as connection:
             version = connection.get_server_version()
@@ -185,9 +188,8 @@ class Database:
         self._claim = connection
         return True
 
-    @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[Connection]:
-        """A connection for one or a few reads.
+    def acquire(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection for one or a few reads. Nothing that is set for the session may be left behind.
 
         Raises:
             DatabaseUnavailableError: no connection in time, the connection broke, a statement ran too long, or there is
@@ -196,15 +198,7 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailableError("closed")
-        asked = time.monotonic()
-        try:
-            async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
-                self.waits.observe(time.monotonic() - asked)
-                yield connection
-        except asyncpg.exceptions.TransactionRollbackError as error:
-            raise DatabaseConflictError(type(error).__name__) from error
-        except _UNAVAILABLE as error:
-            raise self._out_of_reach(error) from error
+        return _Acquired(self, self._pool, self._timeout_seconds)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -238,7 +232,7 @@ class Database:
                 raise
             await connection.close(timeout=5)
         except _UNAVAILABLE as error:
-            raise self._out_of_reach(error) from error
+            raise self.out_of_reach(error) from error
 
     @property
     def connections(self) -> tuple[int, int]:
@@ -250,7 +244,7 @@ class Database:
         """How many connections it may open."""
         return self._pool_size
 
-    def _out_of_reach(self, error: BaseException) -> DatabaseUnavailableError:
+    def out_of_reach(self, error: BaseException) -> DatabaseUnavailableError:
         self.unavailable[type(error).__name__] += 1
         return DatabaseUnavailableError(type(error).__name__)
 
@@ -315,3 +309,45 @@ _UNAVAILABLE = (
     asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.QueryCanceledError,
 )
+
+
+class _Acquired:
+    """A connection of the pool for as long as a block lasts. Every request has some, so it is no generator."""
+
+    __slots__ = ("_connection", "_database", "_pool", "_timeout_seconds")
+
+    def __init__(self, database: Database, pool: Pool, timeout_seconds: float) -> None:
+        self._database = database
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+
+    async def __aenter__(self) -> Connection:
+        asked = time.monotonic()
+        # A deadline is for waiting, and for one that is idle nobody waits.
+        timeout = None if self._pool.get_idle_size() else self._timeout_seconds
+        try:
+            connection: Connection = await self._pool.acquire(timeout=timeout)
+        except _UNAVAILABLE as error:
+            raise self._database.out_of_reach(error) from error
+        self._connection = connection
+        self._database.waits.observe(time.monotonic() - asked)
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._pool.release(self._connection, timeout=self._timeout_seconds)
+        except _UNAVAILABLE as failure:
+            raise self._database.out_of_reach(failure) from failure
+        if isinstance(error, asyncpg.exceptions.TransactionRollbackError):
+            raise DatabaseConflictError(type(error).__name__) from error
+        if isinstance(error, _UNAVAILABLE):
+            raise self._database.out_of_reach(error) from error
+
+
+async def _no_reset(connection: Connection) -> None:
+    """No round trip to reset a session: nothing is set but for a transaction, and asyncpg ends one that is open.
+
+    What sets more, or locks for a session, has a connection of its own (`Database.session`).
+    """
