@@ -25,11 +25,12 @@ from tortoise.migrations.schema_editor import AsyncpgSchemaEditor
 from tortoise.transactions import in_transaction
 
 from models.metrics import Histogram
+from models.pool import ConnectionPool
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from asyncpg import Connection, Pool
+    from asyncpg import Connection
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Database:
         self.url = url
         self._pool_size = pool_size
         self._timeout_seconds = timeout_seconds
-        self._pool: Pool | None = None
+        self._pool: ConnectionPool | None = None
         self._claim: Connection | None = None
         # For metrics: how long was waited for a connection, and how often there was none in time, by what was raised.
         self.waits = Histogram()
@@ -82,14 +83,7 @@ class Database:
         Raises:
             OSError, asyncpg.PostgresError: there is no database at the address.
         """
-        self._pool = await asyncpg.create_pool(
-            self.url,
-            min_size=1,
-            max_size=self._pool_size,
-            timeout=self._timeout_seconds,
-            command_timeout=self._timeout_seconds,
-            reset=_no_reset,
-        )
+        self._pool = ConnectionPool(self.url, size=self._pool_size, timeout_seconds=self._timeout_seconds)
         async with self.acquire() as connection:
             version = connection.get_server_version()
         if version.major < 15:
@@ -126,10 +120,7 @@ class Database:
             await claim.close(timeout=5)
         if self._pool is not None:
             pool, self._pool = self._pool, None
-            try:
-                await asyncio.wait_for(pool.close(), 5)
-            except TimeoutError:
-                pool.terminate()
+            await pool.close(5)
 
     async def migrate(self, *, to: str | None = None) -> list[str]:
         """Bring the tables up to this version. Servers that start at once migrate once; the others wait.
@@ -198,7 +189,7 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailableError("closed")
-        return _Acquired(self, self._pool, self._timeout_seconds)
+        return _Acquired(self, self._pool)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -237,7 +228,7 @@ class Database:
     @property
     def connections(self) -> tuple[int, int]:
         """How many connections the pool has open, and how many of them nobody uses now."""
-        return (0, 0) if self._pool is None else (self._pool.get_size(), self._pool.get_idle_size())
+        return (0, 0) if self._pool is None else (self._pool.opened, self._pool.idle)
 
     @property
     def pool_size(self) -> int:
@@ -314,40 +305,31 @@ _UNAVAILABLE = (
 class _Acquired:
     """A connection of the pool for as long as a block lasts. Every request has some, so it is no generator."""
 
-    __slots__ = ("_connection", "_database", "_pool", "_timeout_seconds")
+    __slots__ = ("_connection", "_database", "_pool")
 
-    def __init__(self, database: Database, pool: Pool, timeout_seconds: float) -> None:
+    def __init__(self, database: Database, pool: ConnectionPool) -> None:
         self._database = database
         self._pool = pool
-        self._timeout_seconds = timeout_seconds
 
     async def __aenter__(self) -> Connection:
         asked = time.monotonic()
-        # A deadline is for waiting, and for one that is idle nobody waits.
-        timeout = None if self._pool.get_idle_size() else self._timeout_seconds
         try:
-            connection: Connection = await self._pool.acquire(timeout=timeout)
+            self._connection = await self._pool.acquire()
         except _UNAVAILABLE as error:
             raise self._database.out_of_reach(error) from error
-        self._connection = connection
         self._database.waits.observe(time.monotonic() - asked)
-        return connection
+        return self._connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._pool.release(self._connection, timeout=self._timeout_seconds)
-        except _UNAVAILABLE as failure:
-            raise self._database.out_of_reach(failure) from failure
+        if error is None:
+            self._pool.release(self._connection, clean=True)
+            return
+        # Whoever was cancelled or came to the deadline left in the middle of a statement.
+        broken = not isinstance(error, Exception) or isinstance(error, _UNAVAILABLE)
+        self._pool.release(self._connection, clean=not broken)
         if isinstance(error, asyncpg.exceptions.TransactionRollbackError):
             raise DatabaseConflictError(type(error).__name__) from error
         if isinstance(error, _UNAVAILABLE):
             raise self._database.out_of_reach(error) from error
-
-
-async def _no_reset(connection: Connection) -> None:
-    """No round trip to reset a session: nothing is set but for a transaction, and asyncpg ends one that is open.
-
-    What sets more, or locks for a session, has a connection of its own (`Database.session`).
-    """
