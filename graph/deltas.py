@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import orjson
 from graphql import GraphQLObjectType
 from graphql.execution.collect_fields import FragmentDetails, collect_fields, collect_subfields
+from graphql.execution.values import VariableValues
 
 from graph.context import Info
 from graph.event_executor import plain_field
@@ -116,13 +117,13 @@ def delta_plan(info: Info) -> DeltaPlan | None:
     if not isinstance(event_type, GraphQLObjectType):
         return None
     fragments = {name: FragmentDetails(node) for name, node in raw.fragments.items()}
-    roots = collect_fields(raw.schema, fragments, raw.variable_values, raw.parent_type, raw.operation)
+    # Strawberry gives resolvers the values alone; where they came from decides nothing here.
+    values = VariableValues({}, info.variable_values)
+    roots = collect_fields(raw.schema, fragments, values, raw.parent_type, raw.operation)
     ((root_key, root_nodes),) = roots.grouped_field_set.items()
-    selected = collect_subfields(
-        raw.schema, fragments, raw.variable_values, raw.operation, event_type, root_nodes
-    ).grouped_field_set
+    selected = collect_subfields(raw.schema, fragments, values, raw.operation, event_type, root_nodes)
     fields = []
-    for key, nodes in selected.items():
+    for key, nodes in selected.grouped_field_set.items():
         plain = plain_field(event_type, key, nodes[0].node.name.value)
         if plain is None or plain[1] not in (*_ATTRIBUTES, "__class__"):
             return None

@@ -48,7 +48,7 @@ class DeltaSender:
     def __init__(
         self,
         ws: web.WebSocketResponse,
-        protocol: web.RequestHandler[web.Request],
+        protocol: web.RequestHandler,
         transport: asyncio.Transport,
         operation_id: str,
         plan: DeltaPlan,
