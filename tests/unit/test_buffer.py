@@ -318,3 +318,30 @@ def test_every_append_is_counted_however_entries_are_joined(kinds: list[DeltaKin
     assert buffer.appends == len(kinds) + 2 * JOINED_PIECES
     assert buffer.begun_at is not None
     assert buffer.begun_at <= buffer.timed_at
+
+
+async def test_who_is_attached_is_told_once_of_what_grew_at_once_and_of_the_close() -> None:
+    buffer = StreamBuffer(uuid4(), uuid4())
+    told: list[tuple[int, bool]] = []
+
+    def tell() -> None:
+        told.append((buffer.length, buffer.closed))
+
+    buffer.append_text("TEXT", "before")
+    buffer.attach(tell)
+    assert buffer.readers_waiting == 1
+    buffer.append_text("TEXT", " a")
+    buffer.append_text("TEXT", " b")
+    assert told == [], "not from within the append"
+    await asyncio.sleep(0)
+    buffer.append_text("TEXT", " c")
+    await asyncio.sleep(0)
+    buffer.close()
+    await asyncio.sleep(0)
+    assert told == [(10, False), (12, False), (12, True)]
+    buffer.detach(tell)
+    buffer.detach(tell)
+    buffer.close()
+    await asyncio.sleep(0)
+    assert len(told) == 3
+    assert buffer.readers_waiting == 0
