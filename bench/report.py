@@ -55,9 +55,9 @@ def requests_table(title: str, product: Sequence[HttpRound], raw: Sequence[HttpR
     return _table(title, rows, len(product)) + _remarks(product, raw)
 
 
-def streams_table(product: Sequence[StreamRound], raw: Sequence[StreamRound], rate: int) -> str:
-    """One number of streams."""
-    title = f"S: {product[0].streams} streams x 1 reader x {rate} tokens/s"
+def streams_table(product: Sequence[StreamRound], raw: Sequence[StreamRound], rate: int, *, title: str = "") -> str:
+    """One number of streams, each with one reader where the title does not say otherwise."""
+    title = title or f"S: {product[0].streams} streams x 1 reader x {rate} tokens/s"
     rows = [
         _row("CPU µs/event", product, raw, lambda one: one.cpu_us_event, "{:.1f}"),
         _row("CPU µs/token", product, raw, lambda one: one.cpu_us_token, "{:.1f}"),

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
+from typing import Protocol
 from uuid import UUID
 
 from models.log_fields import log_note
@@ -25,12 +26,52 @@ from services.messages import Messages
 from services.viewer import Viewer
 from streams import buffer as streams_buffer
 from streams import cursor as streams_cursor
-from streams.buffer import Ended, Reset, StreamBuffer, StreamEvent
+from streams.buffer import Delta, Ended, Reset, StreamBuffer, StreamEvent
 from streams.cursor import StreamPosition, cursor_prefix, end_cursor
 from streams.hub import Hub
 from streams.recovery import SERVER_LOST
 
 _POLL_SECONDS = 0.25
+
+
+class LiveReading:
+    """Where a reader stands in a buffer that grows.
+
+    Args:
+        offset: what it has.
+    """
+
+    __slots__ = ("_counts", "_timed", "buffer", "offset")
+
+    def __init__(self, counts: MessageStream, buffer: StreamBuffer, offset: int) -> None:
+        self.buffer = buffer
+        self.offset = offset
+        self._counts = counts
+        # What was there before this reader has not waited for it.
+        self._timed = buffer.timed_length
+
+    def gave(self, delta: Delta) -> None:
+        """The reader has a delta that lay at its offset."""
+        self.offset += len(delta.text)
+        self._counts.delivered += 1
+
+    def observe(self) -> None:
+        """The reader has everything up to its offset: note how long that took, if it is one that is timed."""
+        buffer = self.buffer
+        if self._timed != buffer.timed_length <= self.offset:
+            self._timed = buffer.timed_length
+            self._counts.lag.observe(time.monotonic() - buffer.timed_at)
+
+
+class DeltaFollower(Protocol):
+    """Tells one reader the deltas of live answers, so that they need not come through `read`."""
+
+    async def follow(self, reading: LiveReading) -> bool:
+        """Give all deltas from the offset on, until something else follows or the buffer is closed.
+
+        Returns:
+            Whether there is still a reader.
+        """
 
 
 class MessageStream:
@@ -54,8 +95,13 @@ class MessageStream:
         self.stops = 0
         self.lag = Histogram()
 
-    async def read(self, viewer: Viewer, message_id: UUID, after: str | None) -> AsyncGenerator[StreamEvent, None]:
+    async def read(
+        self, viewer: Viewer, message_id: UUID, after: str | None, follower: DeltaFollower | None = None
+    ) -> AsyncGenerator[StreamEvent, None]:
         """The answer from a cursor on (None: from its start), ending with `Ended`. Nothing after `Ended`'s own cursor.
+
+        Args:
+            follower: is given the deltas of live buffers, which are not yielded then.
 
         Raises:
             NotFoundError: no such message of the viewer's; also when it is deleted while it is read.
@@ -100,20 +146,20 @@ class MessageStream:
                             raise CursorAheadError("This cursor is ahead of the stream.", field="after")
                         if buffer.closed:
                             continue
-                    # What was there before this reader has not waited for it.
-                    timed = buffer.timed_length
+                    reading = LiveReading(self, buffer, offset)
                     while True:
+                        if follower is not None and not await follower.follow(reading):
+                            return
                         length = buffer.length
-                        for event in buffer.since(offset):
+                        for event in buffer.since(reading.offset):
                             self.delivered += 1
                             yield event
-                        if timed != buffer.timed_length <= length:
-                            timed = buffer.timed_length
-                            self.lag.observe(time.monotonic() - buffer.timed_at)
-                        offset = length
+                        reading.offset = offset = length
+                        reading.observe()
                         if buffer.closed and buffer.length == offset:
                             break
-                        await buffer.wait(offset)
+                        if follower is None:
+                            await buffer.wait(offset)
                 finally:
                     buffer.readers -= 1
                 if buffer.ended is not None:
