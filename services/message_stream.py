@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -94,6 +95,16 @@ class MessageStream:
         self.resets = 0
         self.stops = 0
         self.lag = Histogram()
+        self._attached: Counter[StreamBuffer] = Counter()
+        self._detached = asyncio.Event()
+
+    async def settled(self, patience_seconds: float) -> None:
+        """Wait until the readers of answers that have ended are told so, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_seconds):
+                while any(buffer.closed for buffer in self._attached):
+                    self._detached.clear()
+                    await self._detached.wait()
 
     async def read(
         self, viewer: Viewer, message_id: UUID, after: str | None, follower: DeltaFollower | None = None
@@ -140,6 +151,7 @@ class MessageStream:
                     yield Reset(f"{cursor_prefix(message_id, buffer.attempt)}0", record)
                 attempt = buffer.attempt
                 buffer.readers += 1
+                self._attached[buffer] += 1
                 try:
                     if position.ended or offset > buffer.length:
                         if not await self._caught_up(buffer, position):
@@ -160,12 +172,13 @@ class MessageStream:
                             break
                         if follower is None:
                             await buffer.wait(offset)
+                    if buffer.ended is not None:
+                        self.delivered += 1
+                        yield buffer.ended
+                        return
                 finally:
                     buffer.readers -= 1
-                if buffer.ended is not None:
-                    self.delivered += 1
-                    yield buffer.ended
-                    return
+                    self._detach(buffer)
                 # Closed without an end: deleted, or another server's now. The database knows.
         finally:
             self.readers -= 1
@@ -196,6 +209,12 @@ class MessageStream:
                     raise UnavailableError("The answer could not be stopped in time; try again.")
                 await asyncio.sleep(_POLL_SECONDS)
         return record
+
+    def _detach(self, buffer: StreamBuffer) -> None:
+        self._attached[buffer] -= 1
+        if not self._attached[buffer]:
+            del self._attached[buffer]
+        self._detached.set()
 
     async def _caught_up(self, buffer: StreamBuffer, position: StreamPosition) -> bool:
         """Whether a buffer that is filled from a log soon has what a reader was shown elsewhere, or is closed.
