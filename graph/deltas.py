@@ -5,7 +5,7 @@ is what `graph.event_executor` finds, a delta is the same few bytes for all read
 `DeltaPlan` that they share. What else happens in a stream (a whole part, a reset, the end, an error) comes by way of
 graphql-core, and so does every delta of a selection that is not plain.
 
-Measured with its sender in `server.deltas`: docs/decisions/0024-deltas-without-tasks.md.
+Measured with its sender in `server.delta_sender`: docs/decisions/0024-deltas-without-tasks.md.
 """
 
 from __future__ import annotations
