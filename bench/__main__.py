@@ -2,7 +2,7 @@
 
 python -m bench            everything, in less than five minutes
 python -m bench --quick    a first impression, in less than one
-python -m bench --only Q,M a choice: Q (a page of threads), M (threads with messages), S (token streams)
+python -m bench --only Q,M a choice: Q (threads with projects), M (threads with messages), S (token streams)
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class RequestKind:
 
 _KINDS = {
     "Q": RequestKind(
-        "Q: a page of 50 threads",
+        "Q: a page of 50 threads with their projects",
         """
         query Threads {
           threads(first: 50) {
-            nodes { id title pinned createdAt updatedAt }
+            nodes { id title pinned createdAt updatedAt project { id name } }
             pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
           }
         }
@@ -133,7 +133,7 @@ class Bench:
             product: graphql_request(kind.query, self.token),
             raw: get_request(kind.path, self.token),
         }
-        answers = [orjson.loads(await fetch(server.port, request)) for server, request in asked.items()]
+        answers = [await fetch(server.port, request) for server, request in asked.items()]
         if answers[0] != answers[1]:
             raise BenchError(f"{kind.title}: the two servers answer differently:\n{str(answers)[:2_000]}")
         rounds: dict[ServerProcess, list[HttpRound]] = {product: [], raw: []}
