@@ -135,8 +135,8 @@ CONTENDERS = (
     _by_node(
         "Yoga",
         "yoga.mjs",
-        "on node:http, documents parsed and validated once, DataLoader",
-        ("graphql-yoga", "graphql", "graphql-ws", "dataloader", "pg", "fast-jwt"),
+        "on node:http, queries compiled, DataLoader",
+        ("graphql-yoga", "@envelop/graphql-jit", "graphql", "graphql-ws", "dataloader", "pg", "fast-jwt"),
     ),
     _by_node(
         "Apollo",

@@ -131,9 +131,9 @@ def document(text: str, picture: str, took: str) -> str:
     """
     return f"""# Benchmarks
 
-Written by `make bench`; `make bench-quick` measures the most telling part in a few minutes. [README](../README.md) has
-the last table. RAW answers the same questions without GraphQL, written by hand: it is the floor, and all others are held
-against it. Figures of two machines cannot be compared, ratios nearly can.
+Written by `make bench`; `make bench-quick` measures the most telling part in a few minutes. RAW answers the same
+questions without GraphQL, written by hand: it is the floor, and all others are held against it. Figures of two machines
+cannot be compared, ratios nearly can.
 
 {picture}{text}{took}
 """

@@ -1,4 +1,4 @@
-// GraphQL Yoga on node:http, sockets by graphql-ws.
+// GraphQL Yoga on node:http, queries compiled, sockets by graphql-ws.
 import { createServer } from 'node:http'
 import { useGraphQlJit } from '@envelop/graphql-jit'
 import { createYoga } from 'graphql-yoga'
@@ -14,7 +14,7 @@ const yoga = createYoga({
   batching: false,
   multipart: false,
   cors: false,
-  plugins: process.env.JIT === '1' ? [useGraphQlJit()] : [],
+  plugins: [useGraphQlJit()],
 })
 const server = createServer(yoga)
 serveSockets(server)
