@@ -141,9 +141,9 @@ def product_socket(token: str, query: str, variables: dict[str, Any]) -> tuple[s
     return "/graphql", "Sec-WebSocket-Protocol: graphql-transport-ws\r\n", texts
 
 
-async def open_peer_stream(server: ServerProcess, _: HttpConnection, token: str, __: int) -> StreamReader:
-    """The same subscription, of a server that speaks at once, whatever it is asked."""
-    reader = StreamReader(*product_socket(token, READ, {"messageId": f"message_{uuid.uuid4().hex}"}), RATE)
+async def open_peer_stream(server: ServerProcess, _: HttpConnection, token: str, streams: int) -> StreamReader:
+    """The same subscription, of a server that knows no messages: it is told for how long to be silent first."""
+    reader = StreamReader(*product_socket(token, READ, {"messageId": str(_silence(streams))}), RATE)
     await reader.open(server.port)
     return reader
 

@@ -100,17 +100,19 @@ def streams_table(rounds: Rounds[StreamRound], rate: int, *, title: str = "") ->
 
 def summary(results: Results) -> str:
     """The most telling figures of all servers."""
-    heads = [f"{kind}: CPU, × RAW" for kind in results.requests]
-    heads += [f"S, {count} streams: CPU µs/event, delivered, lag p99" for count in results.streams]
+    heads = [f"{kind}: CPU/request, × RAW" for kind in results.requests]
+    heads += [f"S, {count} streams: CPU/event (× RAW), delivered, lag p99" for count in results.streams]
     lines = ["| server | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for name in _names([*results.requests.values(), *results.streams.values()]):
         cells = []
         for asked in results.requests.values():
             own = [one[name].cpu_ms for one in asked if name in one]
-            cells.append(f"{median(own):.2f} ms, {median(ratios(asked, name, _cpu_ms)):.2f}" if own else "")
+            quotients = ratios(asked, name, _cpu_ms)
+            cells.append(f"{median(own):.2f} ms, {median(quotients):.2f}" if own and quotients else "")
         for told in results.streams.values():
             all_of_it = [one[name] for one in told if name in one]
-            cells.append(_streams_in_short(all_of_it) if all_of_it else "")
+            quotients = ratios(told, name, _cpu_us)
+            cells.append(_streams_in_short(all_of_it, quotients) if all_of_it else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"\nNo figures of {name}, or not all: {reason}" for name, reason in results.missing.items()]
     return "\n".join(lines)
@@ -156,11 +158,16 @@ def _cpu_ms(one: HttpRound) -> float:
     return one.cpu_ms
 
 
-def _streams_in_short(rounds: Sequence[StreamRound]) -> str:
+def _cpu_us(one: StreamRound) -> float:
+    return one.cpu_us_event
+
+
+def _streams_in_short(rounds: Sequence[StreamRound], quotients: Sequence[float]) -> str:
     cpu = median(one.cpu_us_event for one in rounds)
+    beside = f" ({median(quotients):.2f})" if quotients else ""
     delivered = median(one.delivered for one in rounds) * 100
     lag = median(one.p99_ms for one in rounds)
-    return f"{cpu:.0f}, {delivered:.0f} %, {lag:.0f} ms"
+    return f"{cpu:.0f} µs{beside}, {delivered:.0f} %, {lag:.0f} ms"
 
 
 def _names(parts: Iterable[Rounds[HttpRound] | Rounds[StreamRound]]) -> list[str]:

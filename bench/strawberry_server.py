@@ -274,11 +274,11 @@ class Subscription:
     async def message_stream(
         self, message_id: strawberry.ID, after: Cursor | None = None
     ) -> AsyncGenerator[MessageStreamEvent, None]:
-        """Words without end, each at its due time."""
-        del message_id, after
+        """Words without end after so many seconds, each at its due time."""
+        del after
         loop = asyncio.get_running_loop()
         prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
-        due, offset, sent = loop.time(), 0, 0
+        due, offset, sent = loop.time() + float(message_id), 0, 0
         while True:
             due += 1 / _RATE
             sent += 1

@@ -114,11 +114,11 @@ export function textOf(message) {
   return text
 }
 
-/** Words without end, each at its due time: the speed holds however late the loop wakes us. */
-export async function* wordsOf() {
+/** Words without end after some seconds, each at its due time: the speed holds however late the loop wakes us. */
+export async function* wordsOf(silence) {
   const prefix = `${randomBytes(16).toString('base64url')}.`
   const pause = 1_000 / RATE
-  let due = performance.now()
+  let due = performance.now() + silence * 1_000
   let offset = 0
   for (let sent = 1; ; sent += 1) {
     due += pause

@@ -32,7 +32,7 @@ export const schema = makeExecutableSchema({
   typeDefs,
   resolvers: {
     Query: { threads: (_, page, context) => threadsOf(context.user, page) },
-    Subscription: { messageStream: { subscribe: () => wordsOf() } },
+    Subscription: { messageStream: { subscribe: (_, { messageId }) => wordsOf(Number(messageId)) } },
     Thread: {
       project: (thread, _, context) =>
         thread.projectKey === null ? null : projectLoader(context).load(thread.projectKey),
