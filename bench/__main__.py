@@ -285,10 +285,10 @@ def _plan() -> Plan:
         kinds=[kind for kind in REQUESTS if kind in asked],
         stream_counts=counts if "S" in asked else [],
         warm_up_seconds=1.5 if quick else 3.0,
-        request_rounds=arguments.rounds or (5 if quick else 9),
+        request_rounds=arguments.rounds or (5 if quick else 7),
         request_seconds=0.7 if quick else 1.5,
         stream_rounds=arguments.rounds or (1 if quick else 3),
-        stream_seconds=5.0 if quick else 8.0,
+        stream_seconds=5.0 if quick else 6.0,
         write=arguments.write,
     )
 

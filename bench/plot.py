@@ -61,11 +61,13 @@ def _bars(axes: Axes, title: str, series: dict[str, dict[str, float]], form: str
             hatch=_SERIES[number % len(_SERIES)],
         )
         axes.bar_label(bars, labels=[f"{label}: {form.format(value)}" for value in values.values()], padding=3, size=7)
+    longest = max((value for values in series.values() for value in values.values()), default=1.0)
     if logarithmic:
         axes.set_xscale("log")
+    # Room for the labels.
+    axes.set_xlim(right=longest * (100 if logarithmic else 1.4))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.35)
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
