@@ -41,7 +41,7 @@ async def _compare(place: Place, scripts: Path, cores: Cores, readers: int, roun
     # As Ctrl-C does: the servers are stopped and the folder is removed.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     scripts.write_bytes(orjson.dumps(stream_scripts([readers], seconds)))
-    print(report.heading(cores, 1), flush=True)
+    print(report.heading(cores, 1, {report.PRODUCT: f"{report.revision()}; {report.packages()}"}), flush=True)
     ours: list[StreamRound] = []
     theirs: list[StreamRound] = []
     token = ""
@@ -60,8 +60,9 @@ async def _compare(place: Place, scripts: Path, cores: Cores, readers: int, roun
                 found.append(await measure_streams(server, cores, open_stream, token, streams=readers, seconds=seconds))
             finally:
                 await server.stop()
+    measured_rounds = [{report.PRODUCT: mine, report.RAW: other} for mine, other in zip(ours, theirs, strict=True)]
     title = f"F: 1 stream x {readers} readers x {RATE} tokens/s"
-    print("\n" + report.streams_table(ours, theirs, RATE, title=title), flush=True)
+    print("\n" + report.streams_table(measured_rounds, RATE, title=title), flush=True)
 
 
 def main() -> int:

@@ -38,13 +38,17 @@ _TOP = (True, datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
 _TOKEN = " word"
 
 _THREADS = """
-SELECT id, title, pinned, created_at, updated_at FROM threads
-WHERE owner_id = $1 AND (pinned, updated_at, id) < ($2, $3, $4)
-ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $5
+SELECT t.id, t.title, t.pinned, t.created_at, t.updated_at, p.id, p.name FROM (
+    SELECT id, title, pinned, created_at, updated_at, project_id FROM threads
+    WHERE owner_id = $1 AND NOT archived AND NOT temporary AND (pinned, updated_at, id) < ($2, $3, $4)
+    ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $5
+) t LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1
+ORDER BY t.pinned DESC, t.updated_at DESC, t.id DESC
 """
 _HISTORIES = """
 SELECT t.id, t.title, m.id, m.role, m.parts, m.created_at FROM (
-    SELECT id, title, pinned, updated_at FROM threads WHERE owner_id = $1
+    SELECT id, title, pinned, updated_at FROM threads
+    WHERE owner_id = $1 AND NOT archived AND NOT temporary
     ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $2
 ) t LEFT JOIN LATERAL (
     SELECT id, depth, role, parts, created_at FROM messages
@@ -95,7 +99,7 @@ class Handlers:
         self._speaking: asyncio.Task[None] | None = None
 
     async def threads(self, request: web.Request) -> web.Response:
-        """A page of threads: `?first=50&after=<cursor>`."""
+        """A page of threads with their projects: `?first=50&after=<cursor>`."""
         user = self._sessions.user(request)
         first = _number(request, "first")
         after = request.query.get("after")
@@ -105,8 +109,15 @@ class Handlers:
         if more:
             rows.pop()
         nodes = [
-            {"id": f"thread_{key.hex}", "title": title, "pinned": pinned, "createdAt": created, "updatedAt": updated}
-            for key, title, pinned, created, updated in rows
+            {
+                "id": f"thread_{key.hex}",
+                "title": title,
+                "pinned": pinned,
+                "createdAt": created,
+                "updatedAt": updated,
+                "project": None if project_id is None else {"id": f"project_{project_id.hex}", "name": project_name},
+            }
+            for key, title, pinned, created, updated, project_id, project_name in rows
         ]
         page_info = {
             "hasNextPage": more,
@@ -212,8 +223,9 @@ def _text(parts: str) -> str:
 
 
 def _cursor(row: Any) -> str:
-    micros = (row["updated_at"] - _EPOCH) // _MICROSECOND
-    return urlsafe_b64encode(_POSITION.pack(b"T", row["pinned"], micros, row["id"].bytes)).rstrip(b"=").decode()
+    key, _, pinned, _, updated, _, _ = row
+    micros = (updated - _EPOCH) // _MICROSECOND
+    return urlsafe_b64encode(_POSITION.pack(b"T", pinned, micros, key.bytes)).rstrip(b"=").decode()
 
 
 def _position(cursor: str) -> tuple[bool, datetime, UUID]:
