@@ -1,4 +1,4 @@
-"""RAW: the same answers without GraphQL, written by hand for three endpoints. The floor that the product is held to.
+"""RAW: the same answers without GraphQL, written by hand for four endpoints. The floor that the product is held to.
 
 aiohttp, asyncpg, orjson and uvloop; one statement a request, tuples of columns straight into JSON, no objects between.
 It checks the product's anonymous-session tokens (remembered once verified) and filters every row by its owner, as any
@@ -90,11 +90,13 @@ class Sessions:
 
 
 class Handlers:
-    """The three endpoints."""
+    """The four endpoints."""
 
     def __init__(self, pool: Any, sessions: Sessions) -> None:
         self._pool = pool
         self._sessions = sessions
+        self._audience: set[web.WebSocketResponse] = set()
+        self._speaking: asyncio.Task[None] | None = None
 
     async def threads(self, request: web.Request) -> web.Response:
         """A page of threads with their projects: `?first=50&after=<cursor>`."""
@@ -143,12 +145,12 @@ class Handlers:
         return _json({"data": {"threads": {"nodes": nodes}}})
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """A socket that is sent `?rate=30` tokens a second until it closes."""
+        """A socket that is sent `?rate=30` tokens a second until it closes, after `&silence=4` seconds."""
         self._sessions.user(request)
-        rate = _number(request, "rate")
+        rate, silence = _number(request, "rate"), _number(request, "silence")
         ws = web.WebSocketResponse(heartbeat=_HEARTBEAT_SECONDS, compress=False)
         await ws.prepare(request)
-        producer = asyncio.create_task(_produce(ws, rate))
+        producer = asyncio.create_task(_produce(ws, rate, silence))
         try:
             async for _ in ws:
                 pass
@@ -157,11 +159,41 @@ class Handlers:
             await asyncio.gather(producer, return_exceptions=True)
         return ws
 
+    async def fanout(self, request: web.Request) -> web.StreamResponse:
+        """A socket that is sent what all these sockets are sent: `?rate=30` tokens a second, from the first one on."""
+        self._sessions.user(request)
+        rate = _number(request, "rate")
+        ws = web.WebSocketResponse(heartbeat=_HEARTBEAT_SECONDS, compress=False)
+        await ws.prepare(request)
+        self._audience.add(ws)
+        if self._speaking is None:
+            self._speaking = asyncio.create_task(_produce_for_all(self._audience, rate))
+        try:
+            async for _ in ws:
+                pass
+        finally:
+            self._audience.discard(ws)
+        return ws
 
-async def _produce(ws: web.WebSocketResponse, rate: int) -> None:
+
+async def _produce_for_all(audience: set[web.WebSocketResponse], rate: int) -> None:
     loop = asyncio.get_running_loop()
     prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
-    pause, due, offset, sent = 1 / rate, loop.time(), 0, 0
+    pause, due, offset = 1 / rate, loop.time(), 0
+    while True:
+        due += pause
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        offset += len(_TOKEN)
+        event = orjson.dumps({"cursor": f"{prefix}{offset}", "kind": "TEXT", "text": _TOKEN})
+        for ws in list(audience):
+            with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
+                await ws.send_frame(event, WSMsgType.TEXT)
+
+
+async def _produce(ws: web.WebSocketResponse, rate: int, silence: int) -> None:
+    loop = asyncio.get_running_loop()
+    prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
+    pause, due, offset, sent = 1 / rate, loop.time() + silence, 0, 0
     with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
         while True:
             # Due times, not pauses in a row: the speed holds however late the loop wakes us.
@@ -221,6 +253,7 @@ async def main() -> None:
         app.router.add_get("/threads", handlers.threads)
         app.router.add_get("/histories", handlers.histories)
         app.router.add_get("/stream", handlers.stream)
+        app.router.add_get("/fanout", handlers.fanout)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", int(os.environ["PORT"])).start()

@@ -176,7 +176,7 @@ def _names(parts: Iterable[Rounds[HttpRound] | Rounds[StreamRound]]) -> list[str
 
 
 def _any(rounds: Rounds[T]) -> T:
-    return next(iter(rounds[0].values()))
+    return next(measured for one in rounds for measured in one.values())
 
 
 def _column(

@@ -18,6 +18,10 @@ from graph.context import Context, Info
 
 Key = TypeVar("Key", bound=Hashable)
 
+Wanted = frozenset[str] | None
+"""The fields of records that will be looked at; None: any. A function of many objects that takes it as `wanted`, by
+keyword, is told by the planned executor; it need not read the others."""
+
 BATCH = "batch"
 """Where a field's metadata hold its function of many objects."""
 
@@ -32,7 +36,7 @@ def batched_field(load: Callable[..., Awaitable[Sequence[Any]]], *, description:
         description: the field's.
     """
     form = signature(load)
-    _, _, *arguments = form.parameters.values()
+    arguments = [one for one in form.parameters.values() if one.kind is Parameter.POSITIONAL_OR_KEYWORD][2:]
     returned: str = form.return_annotation
     if not returned.startswith("list["):
         raise TypeError(f"{load.__qualname__} must return a list")

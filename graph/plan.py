@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from functools import partial
+from inspect import signature
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
@@ -54,9 +56,9 @@ from strawberry.types import ExecutionResult
 from strawberry.types.arguments import convert_arguments
 from strawberry.types.field import StrawberryField
 
-from graph.batching import BATCH
+from graph.batching import BATCH, Wanted
 from graph.context import Context
-from graph.types.node import RecordView
+from graph.types.node import Needs, RecordView
 
 
 class UnplannedError(Exception):
@@ -87,6 +89,13 @@ class Run(NamedTuple):
 Values = list[Any]
 Complete = Callable[[Values, Run], Awaitable[Values]]
 """From what resolvers returned to what is answered, for many at once; AbandonedError where that is not clear."""
+
+
+class Completion(NamedTuple):
+    """How a field's values are completed, and the fields of records that are looked at below it."""
+
+    run: Complete
+    wanted: Wanted
 
 
 class Plan:
@@ -120,11 +129,16 @@ class Plan:
 
 
 class Selection:
-    """What is selected of an object type: the plain fields in a generated function, the others in steps."""
+    """What is selected of an object type: the plain fields in a generated function, the others in steps.
 
-    __slots__ = ("make", "steps")
+    Attributes:
+        wanted: the fields of its record, or of the records below it, that are looked at.
+    """
 
-    def __init__(self, make: Callable[[Values, Run], list[dict[str, Any]]], steps: list[Step]) -> None:
+    __slots__ = ("make", "steps", "wanted")
+
+    def __init__(self, make: Callable[[Values, Run], list[dict[str, Any]]], steps: list[Step], wanted: Wanted) -> None:
+        self.wanted = wanted
         self.make = make
         """Makes the dicts of many objects, with a place for what the steps fill in."""
         self.steps = steps
@@ -236,6 +250,8 @@ class Planner:
     ) -> Selection:
         code = _Code(kind, origin)
         steps: list[Step] = []
+        needs: Needs | None = getattr(origin, "needs", None)
+        wanted: set[str] | None = None if needs is None else set()
         for key, details in fields.items():
             nodes = [detail.node for detail in details]
             name = nodes[0].name.value
@@ -248,23 +264,29 @@ class Planner:
             field: StrawberryField | None = definition.extensions.get("strawberry-definition")
             if field is None or field.extensions:
                 raise UnplannedError(name)
-            if field.base_resolver is None and is_leaf_type(_named(definition.type)):
+            plain = field.base_resolver is None and is_leaf_type(_named(definition.type))
+            below: Wanted = None
+            if plain:
                 code.attribute(key, field.python_name, definition.type)
-                continue
-            code.literal(key, None)
-            steps.append(self._step(key, kind, definition, field, details, nodes))
-        return Selection(code.compile(), steps)
+            else:
+                completion = self._complete(definition.type, details)
+                below = completion.wanted
+                code.literal(key, None)
+                steps.append(self._step(key, definition, field, nodes, completion))
+            if wanted is not None and needs is not None:
+                needed = needs.get(field.python_name, ()) or below
+                wanted = wanted | set(needed) if needed else None
+        return Selection(code.compile(), steps, None if wanted is None else frozenset(wanted))
 
     def _step(
         self,
         key: str,
-        kind: GraphQLObjectType,
         definition: GraphQLField,
         field: StrawberryField,
-        details: list[FieldDetails],
         nodes: list[FieldNode],
+        completion: Completion,
     ) -> Step:
-        complete = self._complete(definition.type, details)
+        complete = completion.run
         resolver = field.base_resolver
         if resolver is None:
             return Step(key, definition, nodes, _attribute(field.python_name), complete, waits=False)
@@ -273,6 +295,8 @@ class Planner:
         arguments = self._arguments(definition, field, nodes[0])
         batch = field.metadata.get(BATCH)
         if batch is not None:
+            if "wanted" in signature(batch).parameters:
+                batch = partial(batch, wanted=completion.wanted)
             return Step(key, definition, nodes, _batch(batch, arguments), complete, waits=True)
         info = resolver.info_parameter.name if resolver.info_parameter else None
         make = _call_each if not resolver.is_async else _await_each
@@ -298,19 +322,23 @@ class Planner:
             return lambda run: convert(given)
         return lambda run: convert(get_argument_values(definition, node, run.variables))
 
-    def _complete(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Complete:
+    def _complete(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Completion:
         if isinstance(kind, GraphQLNonNull):
-            return _required(self._complete_nullable(kind.of_type, details))
-        return _optional(self._complete_nullable(kind, details))
+            run, wanted = self._complete_nullable(kind.of_type, details)
+            return Completion(_required(run), wanted)
+        run, wanted = self._complete_nullable(kind, details)
+        return Completion(_optional(run), wanted)
 
-    def _complete_nullable(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Complete:
+    def _complete_nullable(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Completion:
         """For values that are not None."""
         if isinstance(kind, GraphQLList):
-            return _lists(self._complete(kind.of_type, details))
+            run, wanted = self._complete(kind.of_type, details)
+            return Completion(_lists(run), wanted)
         if is_leaf_type(kind):
-            return _leaves(_writer(kind))
+            return Completion(_leaves(_writer(kind)), None)
         if isinstance(kind, GraphQLObjectType):
-            return self._subselection(kind, details).run
+            selection = self._subselection(kind, details)
+            return Completion(selection.run, selection.wanted)
         if is_abstract_type(kind):
             selections = {}
             for possible in self._schema.get_possible_types(kind):
@@ -318,7 +346,7 @@ class Planner:
                 if origin is None:
                     raise UnplannedError(possible.name)
                 selections[origin] = self._subselection(possible, details)
-            return _by_class(selections)
+            return Completion(_by_class(selections), None)
         raise UnplannedError(str(kind))
 
     def _subselection(self, kind: GraphQLObjectType, details: list[FieldDetails]) -> Selection:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -25,9 +25,12 @@ from tortoise.migrations.schema_editor import AsyncpgSchemaEditor
 from tortoise.transactions import in_transaction
 
 from models.metrics import Histogram
+from models.pool import ConnectionPool
 
 if TYPE_CHECKING:
-    from asyncpg import Connection, Pool
+    from types import TracebackType
+
+    from asyncpg import Connection
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class Database:
         self.url = url
         self._pool_size = pool_size
         self._timeout_seconds = timeout_seconds
-        self._pool: Pool | None = None
+        self._pool: ConnectionPool | None = None
         self._claim: Connection | None = None
         # For metrics: how long was waited for a connection, and how often there was none in time, by what was raised.
         self.waits = Histogram()
@@ -80,13 +83,7 @@ class Database:
         Raises:
             OSError, asyncpg.PostgresError: there is no database at the address.
         """
-        self._pool = await asyncpg.create_pool(
-            self.url,
-            min_size=1,
-            max_size=self._pool_size,
-            timeout=self._timeout_seconds,
-            command_timeout=self._timeout_seconds,
-        )
+        self._pool = ConnectionPool(self.url, size=self._pool_size, timeout_seconds=self._timeout_seconds)
         async with self.acquire() as connection:
             version = connection.get_server_version()
         if version.major < 15:
@@ -123,10 +120,7 @@ class Database:
             await claim.close(timeout=5)
         if self._pool is not None:
             pool, self._pool = self._pool, None
-            try:
-                await asyncio.wait_for(pool.close(), 5)
-            except TimeoutError:
-                pool.terminate()
+            await pool.close(5)
 
     async def migrate(self, *, to: str | None = None) -> list[str]:
         """Bring the tables up to this version. Servers that start at once migrate once; the others wait.
@@ -185,9 +179,8 @@ class Database:
         self._claim = connection
         return True
 
-    @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[Connection]:
-        """A connection for one or a few reads.
+    def acquire(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection for one or a few reads. Nothing that is set for the session may be left behind.
 
         Raises:
             DatabaseUnavailableError: no connection in time, the connection broke, a statement ran too long, or there is
@@ -196,15 +189,7 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailableError("closed")
-        asked = time.monotonic()
-        try:
-            async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
-                self.waits.observe(time.monotonic() - asked)
-                yield connection
-        except asyncpg.exceptions.TransactionRollbackError as error:
-            raise DatabaseConflictError(type(error).__name__) from error
-        except _UNAVAILABLE as error:
-            raise self._out_of_reach(error) from error
+        return _Acquired(self, self._pool)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -238,19 +223,19 @@ class Database:
                 raise
             await connection.close(timeout=5)
         except _UNAVAILABLE as error:
-            raise self._out_of_reach(error) from error
+            raise self.out_of_reach(error) from error
 
     @property
     def connections(self) -> tuple[int, int]:
         """How many connections the pool has open, and how many of them nobody uses now."""
-        return (0, 0) if self._pool is None else (self._pool.get_size(), self._pool.get_idle_size())
+        return (0, 0) if self._pool is None else (self._pool.opened, self._pool.idle)
 
     @property
     def pool_size(self) -> int:
         """How many connections it may open."""
         return self._pool_size
 
-    def _out_of_reach(self, error: BaseException) -> DatabaseUnavailableError:
+    def out_of_reach(self, error: BaseException) -> DatabaseUnavailableError:
         self.unavailable[type(error).__name__] += 1
         return DatabaseUnavailableError(type(error).__name__)
 
@@ -315,3 +300,36 @@ _UNAVAILABLE = (
     asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.QueryCanceledError,
 )
+
+
+class _Acquired:
+    """A connection of the pool for as long as a block lasts. Every request has some, so it is no generator."""
+
+    __slots__ = ("_connection", "_database", "_pool")
+
+    def __init__(self, database: Database, pool: ConnectionPool) -> None:
+        self._database = database
+        self._pool = pool
+
+    async def __aenter__(self) -> Connection:
+        asked = time.monotonic()
+        try:
+            self._connection = await self._pool.acquire()
+        except _UNAVAILABLE as error:
+            raise self._database.out_of_reach(error) from error
+        self._database.waits.observe(time.monotonic() - asked)
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._pool.release(self._connection, clean=True)
+            return
+        # Whoever was cancelled, or came to the deadline, left in the middle of a statement.
+        broken = not isinstance(error, Exception) or isinstance(error, _UNAVAILABLE)
+        self._pool.release(self._connection, clean=not broken)
+        if isinstance(error, asyncpg.exceptions.TransactionRollbackError):
+            raise DatabaseConflictError(type(error).__name__) from error
+        if isinstance(error, _UNAVAILABLE):
+            raise self._database.out_of_reach(error) from error

@@ -113,7 +113,5 @@ def configure_logging(level: str, style: str = "TEXT") -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # A refused header is logged by aiohttp with its first characters, and those may be a token's.
     logging.getLogger("aiohttp.server").addFilter(lambda record: not _is_refused_request(record))
-    # It says with a traceback, and for each connection, what is said in a line elsewhere: the database is out of reach.
-    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from models.database import Database
-from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord
+from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns
 from services.errors import NotFoundError
 from services.paging import Page, PageRequest, PathPosition
 from services.viewer import Viewer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_SIBLINGS = 100
 
-_M_COLUMNS = ", ".join(f"m.{name}" for name in MESSAGE_COLUMNS.split(", "))
+_M_COLUMNS = message_columns(None)
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 _LIVE = f"""
 SELECT {MESSAGE_COLUMNS} FROM messages WHERE thread_id = ANY($1::uuid[]) AND owner_id = $2 AND status = 'STREAMING'
@@ -35,9 +36,10 @@ SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (thread_id) CROSS JOIN LAT
 """  # noqa: S608
 
 
-def _path_query(order: str) -> str:
+@lru_cache(maxsize=256)
+def _path_query(order: str, wanted: frozenset[str] | None) -> str:
     return f"""
-    SELECT {_M_COLUMNS}
+    SELECT {message_columns(wanted)}
     FROM unnest($1::uuid[]) AS wanted (thread_id) JOIN threads t ON t.id = wanted.thread_id AND t.owner_id = $2
     CROSS JOIN LATERAL (
         SELECT * FROM messages WHERE thread_id = t.id AND active AND depth > $3 AND depth < $4
@@ -46,8 +48,6 @@ def _path_query(order: str) -> str:
     """  # noqa: S608
 
 
-_PATH = _path_query("ASC")
-_PATH_BACKWARDS = _path_query("DESC")
 _MAX_DEPTH = 2**31 - 1
 
 # Climbs from a message to the nearest ancestor (itself included) on the active path.
@@ -95,12 +95,21 @@ class Messages:
         return [found.get(thread_id) for thread_id in thread_ids]
 
     async def pages(
-        self, viewer: Viewer, thread_ids: Sequence[UUID], request: PageRequest[PathPosition]
+        self,
+        viewer: Viewer,
+        thread_ids: Sequence[UUID],
+        request: PageRequest[PathPosition],
+        wanted: frozenset[str] | None = None,
     ) -> list[Page[MessageRecord]]:
-        """One page of the active path of each thread, in one query."""
+        """One page of the active path of each thread, in one query.
+
+        Args:
+            wanted: the fields of the records that will be looked at, the others are None; None: all.
+        """
+        fields = None if wanted is None else wanted | {"thread_id"}
         async with self._database.acquire() as connection:
             rows = await connection.fetch(
-                _PATH_BACKWARDS if request.backwards else _PATH,
+                _path_query("DESC" if request.backwards else "ASC", fields),
                 thread_ids,
                 viewer.id,
                 request.after.depth if request.after else -1,

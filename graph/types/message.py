@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 from uuid import UUID
 
 import strawberry
@@ -16,7 +16,7 @@ from graph.scalars import JSON, BigInt, Cursor
 from graph.types.attachment import Attachment
 from graph.types.connection import PageInfo, page_info
 from graph.types.model import Model, models_of
-from graph.types.node import Node, RecordView
+from graph.types.node import Needs, Node, RecordView
 from models import parts as stored_parts
 from models.ids import IdKind
 from models.records import MessageFailure, MessageRecord, MessageTokens, ThreadRecord
@@ -270,6 +270,16 @@ class Message(RecordView, Node):
     """A message."""
 
     kind = IdKind.MESSAGE
+    needs: ClassVar[Needs] = {
+        **{name: (name,) for name in ("id", "model", "created_at", "updated_at", "duration_ms")},
+        "role": ("role_name",),
+        "status": ("status_name",),
+        "text": ("parts_json",),
+        "parts": ("parts_json",),
+        "thread": ("thread_id",),
+        "parent": ("parent_id",),
+        "siblings": ("thread_id", "parent_id"),
+    }
     record: strawberry.Private[MessageRecord]
     thread_record: strawberry.Private[ThreadRecord | None]
     role: MessageRole = strawberry.field(description="Who speaks.")
@@ -332,6 +342,7 @@ _CODES = dict(MessageErrorCode.__members__)
 class MessageEdge:
     """An edge."""
 
+    needs: ClassVar[Needs] = {"cursor": ("depth",), "node": None}
     cursor: Cursor = strawberry.field(description="This place.")
     node: Message = strawberry.field(description="The message.")
 
@@ -340,6 +351,7 @@ class MessageEdge:
 class MessageConnection:
     """A connection of messages."""
 
+    needs: ClassVar[Needs] = {"page_info": ("depth",), "edges": None, "nodes": None}
     page: strawberry.Private[Page[MessageRecord]]
     thread: strawberry.Private[ThreadRecord]
 

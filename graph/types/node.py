@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import strawberry
 
 from models.ids import IdKind, outside_id
+
+Needs = Mapping[str, tuple[str, ...] | None]
+"""What fields of a type look at in the rows it shows, by the fields' Python names: the names of fields of the record.
+
+None stands for what is selected below. A field that is not named looks at all, or is a field of the record itself.
+"""
 
 
 @strawberry.interface(description="An object with an id of its own, found again by `node`.")
@@ -24,6 +31,7 @@ class RecordView:
     """
 
     kind: ClassVar[IdKind]
+    needs: ClassVar[Needs] = {}
     record: strawberry.Private[Any]
 
     def __getattr__(self, name: str) -> Any:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import strawberry
 
-from graph.batching import batched_field, unique
+from graph.batching import Wanted, batched_field, unique
 from graph.context import Context
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
@@ -37,10 +37,12 @@ async def _messages(
     after: After = None,
     last: Last = None,
     before: Before = None,
+    *,
+    wanted: Wanted = None,
 ) -> list[MessageConnection]:
     request = page_request(PathPosition.parse, first, after, last, before)
     ids = unique([thread.record.id for thread in threads])
-    pages = dict(zip(ids, await context.services.messages.pages(context.viewer, ids, request), strict=True))
+    pages = dict(zip(ids, await context.services.messages.pages(context.viewer, ids, request, wanted), strict=True))
     return [MessageConnection(page=pages[thread.record.id], thread=thread.record) for thread in threads]
 
 

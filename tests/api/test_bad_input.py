@@ -22,10 +22,10 @@ from graphql import (
     is_leaf_type,
 )
 
-from tests.api.test_ownership import SCHEMA, owned, root_fields
+from tests.api.test_ownership import SCHEMA, owned, root_fields, session
 from tests.client import Client
 
-__all__ = ["owned"]  # a fixture of test_ownership
+__all__ = ["owned", "session"]  # fixtures of test_ownership
 
 Path = tuple[str, ...]
 

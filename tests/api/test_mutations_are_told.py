@@ -7,11 +7,11 @@ import uuid
 import pytest
 
 from tests.api.test_changes import Copy, create_project, following, next_change, now
-from tests.api.test_ownership import ROWS, client, filled, owned
+from tests.api.test_ownership import ROWS, client, filled, owned, session
 from tests.api.test_ownership import run as run_row
 from tests.client import Client
 
-__all__ = ["client", "owned"]  # fixtures of test_ownership
+__all__ = ["client", "owned", "session"]  # fixtures of test_ownership
 
 
 @pytest.mark.parametrize("name", sorted(name for name in ROWS if name.startswith("mutation.")))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -277,7 +278,40 @@ async def other(server: Server) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def owned(client: Client, nobody: Client) -> dict[str, str]:
+async def owned(client: Client, session: str) -> dict[str, str]:
+    """What the owner has, by the names that the rows have for it."""
+    return await own(client) | {"session": session}
+
+
+@pytest.fixture
+async def session(nobody: Client) -> str:
+    """The token of an anonymous session that nobody has claimed yet."""
+    token: str = (await nobody.run("mutation { startAnonymousSession { token } }"))["startAnonymousSession"]["token"]
+    return token
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Somebody whom the others of all tests may try to rob, in vain."""
+
+    user_id: str
+    ids: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+async def owner(server: Server) -> Owner:
+    async with connect(server.address) as client:
+        await client.sign_in_with(shared_secret_token())
+        return Owner(client.id, await own(client))
+
+
+@pytest.fixture
+def robbed(owner: Owner, session: str) -> dict[str, str]:
+    """What that owner has."""
+    return owner.ids | {"session": session}
+
+
+async def own(client: Client) -> dict[str, str]:
     created = await client.run('mutation { createProject(input: {name: "Owned"}) { project { id } } }')
     project = created["createProject"]["project"]["id"]
     attachment = await client.upload(b"Owned")
@@ -293,7 +327,6 @@ async def owned(client: Client, nobody: Client) -> dict[str, str]:
         "project": project,
         "share": shared["id"],
         "token": shared["token"],
-        "session": (await nobody.run("mutation { startAnonymousSession { token } }"))["startAnonymousSession"]["token"],
         "attachment": attachment["id"],
         "uploaded": await client.upload_directly(b"Owned"),
     }
@@ -355,13 +388,13 @@ async def test_the_owner_gets_an_answer(client: Client, owned: dict[str, str], n
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 async def test_another_user_sees_and_changes_nothing(
-    server: Server, client: Client, other: Client, owned: dict[str, str], name: str
+    server: Server, owner: Owner, other: Client, robbed: dict[str, str], name: str
 ) -> None:
-    before = await snapshot(server, owned)
+    before = await snapshot(server, robbed)
     expected = ROWS[name][1]
-    missing = {key: f"{value.split('_')[0]}_{uuid.uuid4().hex}" for key, value in owned.items()}
+    missing = {key: f"{value.split('_')[0]}_{uuid.uuid4().hex}" for key, value in robbed.items()}
     outcomes = []
-    for ids in (owned, missing):
+    for ids in (robbed, missing):
         try:
             outcomes.append(await run(other, name, filled(name, ids)))
         except GraphQLErrors as refused:
@@ -371,22 +404,22 @@ async def test_another_user_sees_and_changes_nothing(
     elif expected == "null":
         assert outcomes[0] in (None, [None] * 6)
     else:
-        assert not any(value in str(outcomes[0]) for value in (*owned.values(), client.id))
+        assert not any(value in str(outcomes[0]) for value in (*robbed.values(), owner.user_id))
         assert "owned" not in str(outcomes[0])
     if expected in ("NOT_FOUND", "BAD_USER_INPUT", "null"):
         assert outcomes[0] == outcomes[1], "a foreign id must look like a missing one"
-    assert await snapshot(server, owned) == before
+    assert await snapshot(server, robbed) == before
 
 
 @pytest.mark.parametrize("transport", ["http", "socket"])
 @pytest.mark.parametrize("name", sorted(ROWS))
 async def test_without_a_token_only_what_is_open_answers(
-    server: Server, nobody: Client, owned: dict[str, str], name: str, transport: str
+    server: Server, nobody: Client, robbed: dict[str, str], name: str, transport: str
 ) -> None:
     if transport == ("http" if name.startswith("subscription.") else "socket") and takes_one_way_only(name):
         return
-    before = await snapshot(server, owned)
-    query = filled(name, owned)
+    before = await snapshot(server, robbed)
+    query = filled(name, robbed)
 
     async def attempt() -> Any:
         if transport == "http":
@@ -400,13 +433,13 @@ async def test_without_a_token_only_what_is_open_answers(
         with pytest.raises(GraphQLErrors) as refused:
             await attempt()
         assert refused.value.code == "UNAUTHENTICATED"
-    assert await snapshot(server, owned) == before
+    assert await snapshot(server, robbed) == before
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
-async def test_a_bad_token_is_no_token(nobody: Client, owned: dict[str, str], name: str) -> None:
+async def test_a_bad_token_is_no_token(nobody: Client, robbed: dict[str, str], name: str) -> None:
     nobody.token = "not.a.token"
-    query = filled(name, owned)
+    query = filled(name, robbed)
     if name.startswith("subscription."):
         with pytest.raises(ConnectionError, match="4403"):
             await run(nobody, name, query)

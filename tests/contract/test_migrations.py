@@ -86,7 +86,7 @@ async def contents(connection: asyncpg.Connection, columns: dict[str, list[str]]
 async def test_100_000_messages_of_the_previous_release_are_all_there_after_the_migration(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     database = database_at(url)
     assert await database.migrate(to=PREVIOUS_RELEASE) == [PREVIOUS_RELEASE]
     async with connected(url) as connection:
@@ -130,7 +130,7 @@ async def test_100_000_messages_of_the_previous_release_are_all_there_after_the_
 
 
 async def test_migrations_begun_at_once_are_applied_once_and_all_succeed(postgres_url: str) -> None:
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     program = (
         "import asyncio, sys; from models.database import Database; "
         "print(*asyncio.run(Database(sys.argv[1], pool_size=2, timeout_seconds=30).migrate()))"
@@ -152,7 +152,7 @@ async def test_migrations_begun_at_once_are_applied_once_and_all_succeed(postgre
 
 
 async def test_a_migration_that_fails_midway_leaves_nothing_and_can_be_applied_later(postgres_url: str) -> None:
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     database = database_at(url)
     await database.migrate(to=PREVIOUS_RELEASE)
     async with connected(url) as connection:
@@ -178,7 +178,7 @@ async def blocked(connection: asyncpg.Connection, table: str) -> None:
 
 
 async def test_a_migration_that_is_killed_midway_leaves_nothing_and_can_be_applied_later(postgres_url: str) -> None:
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     await database_at(url).migrate(to=PREVIOUS_RELEASE)
     async with connected(url) as connection, connected(url) as watcher:
         before = await columns_of(connection)
@@ -204,7 +204,7 @@ async def test_a_migration_lets_statements_pass_that_came_while_it_waited_for_a_
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.database._TABLE_LOCK_SECONDS", 0.2)
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     await database_at(url).migrate(to=PREVIOUS_RELEASE)
     async with connected(url) as slow, connected(url) as watcher, connected(url) as request:
         transaction = slow.transaction()
@@ -220,7 +220,7 @@ async def test_a_migration_lets_statements_pass_that_came_while_it_waited_for_a_
 
 
 async def test_a_database_that_a_newer_version_migrated_is_left_as_it_is(postgres_url: str) -> None:
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     database = database_at(url)
     await database.migrate()
     async with connected(url) as connection:
@@ -233,7 +233,7 @@ async def test_a_database_that_a_newer_version_migrated_is_left_as_it_is(postgre
 
 
 async def test_statements_of_the_previous_release_work_on_the_tables_of_this_one(postgres_url: str) -> None:
-    url, old = await make_database(postgres_url), await make_database(postgres_url)
+    url, old = await make_database(postgres_url, empty=True), await make_database(postgres_url, empty=True)
     database = database_at(url)
     await database_at(old).migrate(to=PREVIOUS_RELEASE)
     await database.migrate()
@@ -254,7 +254,7 @@ async def test_statements_of_the_previous_release_work_on_the_tables_of_this_one
 
 
 async def test_a_server_goes_on_while_a_newer_version_adds_to_its_tables(postgres_url: str, tmp_path: Path) -> None:
-    url = await make_database(postgres_url)
+    url = await make_database(postgres_url, empty=True)
     server = Server(test_settings(url, tmp_path, database_pool_size=3), providers=SCRIPTS.models())
     await server.start()
     try:

@@ -138,7 +138,7 @@ class World:
 
     async def _start(self) -> None:
         await asyncio.to_thread(self._postgres.start)
-        self.database_url = await make_database(self._postgres.url)
+        self.database_url = await make_database(self._postgres.url, empty=True)
         await self._stack.enter_async_context(self.vendor)
         await self._stack.enter_async_context(self.valkey)
         models = self._folder / "models.toml"
