@@ -116,6 +116,10 @@ def summary(results: Results) -> str:
             cells.append(_streams_in_short(all_of_it, quotients) if all_of_it else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"\nNo figures of {name}, or not all: {reason}" for name, reason in results.missing.items()]
+    parts = (*results.requests.values(), *results.streams.values())
+    noise = max((one.usage.others for rounds in parts for all_of_it in rounds for one in all_of_it.values()), default=0)
+    if noise > _NOISY:
+        lines.append("\n" + _noise(noise))
     return "\n".join(lines)
 
 
@@ -225,8 +229,15 @@ def _remarks(rounds: Rounds[T]) -> str:
             "times may be its limit, not the server's."
         )
     if noisy > _NOISY:
-        remarks += f"\nNOISE: other processes had up to {noisy:.0%} of the servers' core in a window."
+        remarks += "\n" + _noise(noisy)
     return remarks
+
+
+def _noise(share: float) -> str:
+    return (
+        f"NOISE: other processes had up to {share:.0%} of the servers' core in a window. What was delivered, and every "
+        "time, is worse for that."
+    )
 
 
 def packages() -> str:
