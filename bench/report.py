@@ -116,8 +116,9 @@ def summary(results: Results) -> str:
             cells.append(_streams_in_short(all_of_it, quotients) if all_of_it else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"\nNo figures of {name}, or not all: {reason}" for name, reason in results.missing.items()]
-    parts = (*results.requests.values(), *results.streams.values())
-    noise = max((one.usage.others for rounds in parts for all_of_it in rounds for one in all_of_it.values()), default=0)
+    others = [one.usage.others for rounds in results.requests.values() for each in rounds for one in each.values()]
+    others += [one.usage.others for rounds in results.streams.values() for each in rounds for one in each.values()]
+    noise = max(others, default=0.0)
     if noise > _NOISY:
         lines.append("\n" + _noise(noise))
     return "\n".join(lines)
