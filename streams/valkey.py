@@ -29,6 +29,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 # All keys and channels have one hash tag, and so live on one node of a cluster: one read can wait for all of them.
 PREFIX = "{threadgraph}:"
+_SLOT = key_slot(PREFIX.encode())
 # For one command with its second try, at most.
 COMMAND_SECONDS = 5.0
 _TRY_SECONDS = COMMAND_SECONDS / 2
@@ -144,10 +146,19 @@ def _tls_reason(error: Exception) -> str:
     return error.strerror or "cannot be read" if isinstance(error, OSError) else "not a value it can have"
 
 
-class _Cluster(RedisCluster):
-    """A client of a cluster that knows the nodes of its URL for ever.
+class _NothingAsked:
+    """In the place of redis-py's table of commands, which it asks a node for, and then for the keys of each XREAD."""
 
-    redis-py forgets them for the addresses that they told; those of a cluster that has moved as a whole are others.
+    async def initialize(self, node: ClusterNode | None = None) -> None:
+        """Ask nothing: whichever node it were, it could be one that is down."""
+
+
+class _Cluster(RedisCluster):
+    """A client of a cluster for keys of ours only. It knows the nodes of its URL for ever.
+
+    redis-py forgets them for the addresses that they told; those of a cluster that has moved as a whole are others. It
+    also asks one node where the keys of an XREAD are, and goes on to ask that one when it is dead (8.1): what it would
+    be told is known here.
     """
 
     def __init__(self, nodes: list[tuple[str, int]], path: str, options: dict[str, Any]) -> None:
@@ -156,6 +167,10 @@ class _Cluster(RedisCluster):
         self._nodes = nodes
         seeds = [ClusterNode(host, port) for host, port in nodes]
         super().__init__(startup_nodes=seeds, require_full_coverage=False, **options)
+        self.commands_parser: Any = _NothingAsked()
+
+    async def _determine_slot(self, command: str, *args: Any) -> int:
+        return _SLOT
 
     async def initialize(
         self,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
 from config import _channel_url
+from streams.buffer import Delta
 from streams.channel import BroadcastChannel
-from streams.token_log import TokenLog
+from streams.token_log import Growth, LogName, TokenLog
 from streams.valkey import _OPTIONS, LOST, PREFIX, ValkeyBackend, make_client, reason
 from tests.valkey import (
     MASTER_NAME,
@@ -28,6 +31,8 @@ from tests.valkey import (
     credentials,
     free_port,
 )
+
+Answer = TypeVar("Answer")
 
 DEADLINE_SECONDS = 30.0
 WRONG = "wr0ng:secret"
@@ -200,6 +205,32 @@ async def test_a_channel_that_is_dead_without_a_word_is_made_again(monkeypatch: 
             await backend.disconnect()
 
 
+async def test_a_node_of_a_cluster_that_dies_between_two_reads_is_not_asked_for_ever() -> None:
+    name = LogName(uuid4())
+    async with ValkeyCluster(with_replica=True) as cluster:
+        log = TokenLog(cluster.url)
+        try:
+            assert await log.append([Growth(name, 0, [Delta("", 0, "TEXT", "word")])]) == [4]
+            assert [entry.offset for entry in (await log.wait({name: 0}))[name]] == [4]
+            await cluster.run("WAIT", 1, 5_000)
+            cluster.kill()
+            await cluster.promoted()
+            found = await until_reached(lambda: log.wait({name: 0}))
+            assert [entry.offset for entry in found[name]] == [4]
+        finally:
+            await log.close()
+
+
+async def until_reached(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer of a log that is out of reach for a while."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            try:
+                return await ask()
+            except LOST:
+                await asyncio.sleep(0.1)
+
+
 async def test_a_cluster_that_has_moved_as_a_whole_is_found_by_its_url() -> None:
     port = free_port()
     log = TokenLog(f"redis+cluster://{credentials(PASSWORD)}127.0.0.1:{port}")
@@ -207,14 +238,7 @@ async def test_a_cluster_that_has_moved_as_a_whole_is_found_by_its_url() -> None
         for _ in range(2):
             # The second time every node that the client was told of is gone.
             async with ValkeyCluster() as cluster, Front(cluster.nodes[0].port, port=port):
-                async with asyncio.timeout(DEADLINE_SECONDS):
-                    while True:
-                        try:
-                            await log.wake()
-                        except LOST:
-                            await asyncio.sleep(0.1)
-                        else:
-                            break
+                await until_reached(log.wake)
                 assert int(str(await cluster.run("DBSIZE"))) == 1
     finally:
         await log.close()
