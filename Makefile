@@ -4,10 +4,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := bench/peers
 # pip would otherwise ask its index whether it is itself of date, and hide what it does behind a bar.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run demo test check clients faults soak bench lock schema docs format clean
+.PHONY: run demo test check clients faults soak bench bench-quick lock schema docs format clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/python -m server
@@ -37,8 +38,17 @@ JOBS ?= 2
 faults: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs $(JOBS))
 
-bench: $(VENV)/dev.stamp
-	$(BIN)/python -m bench
+# Side by side with others; writes docs/benchmarks.md, its picture and the table of the README. A quarter of an hour.
+bench: $(VENV)/dev.stamp $(PEERS)/node_modules/made.stamp
+	$(BIN)/python -m bench --write
+
+bench-quick: $(VENV)/dev.stamp $(PEERS)/node_modules/made.stamp
+	$(BIN)/python -m bench --quick
+
+# Without Node, or without its packages, the benchmark says so and goes on.
+$(PEERS)/node_modules/made.stamp: $(PEERS)/package-lock.json
+	@(cd $(PEERS) && npm ci --silent --no-progress --ignore-scripts && touch node_modules/made.stamp) || \
+		echo "The servers by Node are left out: npm ci failed in $(PEERS)."
 
 # A server under churn; it fails where memory, files, tasks or connections grow. MINUTES=… for longer or shorter.
 soak: $(VENV)/dev.stamp

@@ -1,8 +1,12 @@
-"""`python -m bench`: what the product costs beside a hand-written server, in one run, as Markdown on standard output.
+"""`python -m bench`: what the product costs beside a hand-written server and others, in one run, as Markdown.
 
-python -m bench            everything, in less than five minutes
-python -m bench --quick    a first impression, in less than one
-python -m bench --only Q,M a choice: Q (a page of threads), M (threads with messages), S (token streams)
+python -m bench               all servers and all questions; a quarter of an hour
+python -m bench --quick       the product, RAW and Mercurius, in short rounds; a few minutes
+python -m bench --only Q,M    a choice: Q (threads with projects), M (threads with messages), S (token streams)
+python -m bench --servers yoga    beside the product and RAW, only these
+python -m bench --write       and write docs/benchmarks.md, its picture and the table of the README
+
+Servers that this machine cannot run, or that fail, are named, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -17,75 +21,41 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import uvloop
 
-from bench import report, servers
+from bench import contenders, report
+from bench.contenders import CONTENDERS, PRODUCT, RAW, REQUESTS, Contender, RequestKind
 from bench.cores import Cores
-from bench.load_http import HttpRound, fetch, get_request, graphql_request, measure_requests
+from bench.load_http import HttpRound, fetch, graphql_request, measure_requests
 from bench.load_sockets import SESSION
-from bench.load_streams import (
-    RATE,
-    StreamRound,
-    measure_streams,
-    open_product_stream,
-    open_raw_stream,
-    stream_scripts,
-)
+from bench.load_streams import RATE, StreamRound, measure_streams, stream_scripts
+from bench.report import Results
 from bench.seed import seed
 from bench.servers import BenchError, Place, ServerProcess
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import IdKind, parse_id
 
+T = TypeVar("T")
 _CONNECTIONS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class RequestKind:
-    """The same question to both servers: a GraphQL document and a path of RAW."""
-
-    title: str
-    query: str
-    path: str
-
-
-_KINDS = {
-    "Q": RequestKind(
-        "Q: a page of 50 threads",
-        """
-        query Threads {
-          threads(first: 50) {
-            nodes { id title pinned createdAt updatedAt }
-            pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
-          }
-        }
-        """,
-        "/threads?first=50",
-    ),
-    "M": RequestKind(
-        "M: 10 threads with their last 10 messages",
-        """
-        query Histories {
-          threads(first: 10) { nodes { id title messages(last: 10) { nodes { id role text createdAt } } } }
-        }
-        """,
-        "/histories?threads=10&messages=10",
-    ),
-}
+_QUICK = "Mercurius"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to measure, and how long."""
 
+    contenders: list[Contender]
     kinds: list[str]
     stream_counts: list[int]
+    warm_up_seconds: float
     request_rounds: int
     request_seconds: float
     stream_rounds: int
     stream_seconds: float
+    write: bool
 
 
 @dataclass(slots=True)
@@ -97,7 +67,9 @@ class Bench:
     place: Place
     scripts: Path
     token: str = ""
+    results: Results = field(default_factory=Results)
     complaints: list[str] = field(default_factory=list)
+    text: str = ""
 
     async def run(self) -> None:
         """Measure everything that was asked for; print each table as soon as it is there."""
@@ -107,63 +79,104 @@ class Bench:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         models = stream_scripts(self.plan.stream_counts, self.plan.stream_seconds)
         self.scripts.write_bytes(orjson.dumps(models))
-        print(report.heading(self.cores, _CONNECTIONS), flush=True)
+        made_of = {contender.name: contender.made_of() for contender in self.plan.contenders}
+        self._print(report.heading(self.cores, _CONNECTIONS, made_of))
         await self._requests()
         for count in self.plan.stream_counts:
             await self._streams(count)
+        self._print("### In short\n\n" + report.summary(self.results))
         if self.complaints:
-            print(f"\nThe product logged {len(self.complaints)} warnings or errors; the first:\n")
-            print("\n".join(f"    {line}" for line in self.complaints[:10]), flush=True)
+            first = "\n".join(f"    {line}" for line in self.complaints[:10])
+            self._print(f"The product logged {len(self.complaints)} warnings or errors; the first:\n\n{first}")
 
     async def _requests(self) -> None:
-        """Both servers run side by side; the one that is not asked is idle."""
+        """The servers run side by side; those that are not asked are idle."""
         async with AsyncExitStack() as stack:
-            product = await self._started(stack, servers.product(self.place, self.scripts))
-            await self._prepare(product)
-            raw = await self._started(stack, servers.raw(self.place))
+            running: dict[Contender, ServerProcess] = {}
+            for contender in self.plan.contenders:
+                try:
+                    running[contender] = await self._started(stack, contender.make(self.place, self.scripts))
+                except BenchError as error:
+                    self._lose(contender, error)
+                if contender is PRODUCT:
+                    await self._prepare(running[PRODUCT])
             for kind in self.plan.kinds:
-                product_rounds, raw_rounds = await self._request_rounds(_KINDS[kind], product, raw)
-                print("\n" + report.requests_table(_KINDS[kind].title, product_rounds, raw_rounds), flush=True)
-            self.complaints += product.complaints()
+                rounds = await self._request_rounds(REQUESTS[kind], running)
+                self.results.requests[kind] = rounds
+                self._print(report.requests_table(REQUESTS[kind].title, rounds))
+            self.complaints += running[PRODUCT].complaints()
 
     async def _request_rounds(
-        self, kind: RequestKind, product: ServerProcess, raw: ServerProcess
-    ) -> tuple[list[HttpRound], list[HttpRound]]:
-        asked = {
-            product: graphql_request(kind.query, self.token),
-            raw: get_request(kind.path, self.token),
-        }
-        answers = [orjson.loads(await fetch(server.port, request)) for server, request in asked.items()]
-        if answers[0] != answers[1]:
-            raise BenchError(f"{kind.title}: the two servers answer differently:\n{str(answers)[:2_000]}")
-        rounds: dict[ServerProcess, list[HttpRound]] = {product: [], raw: []}
+        self, kind: RequestKind, running: dict[Contender, ServerProcess]
+    ) -> list[dict[str, HttpRound]]:
+        expected = await fetch(running[RAW].port, RAW.request(kind, self.token))
+        asked: list[Contender] = []
+        for contender, server in running.items():
+            try:
+                _compare(contender, await fetch(server.port, contender.request(kind, self.token)), expected)
+                # Compilers of others' runtimes take their time until they know what is worth compiling.
+                await self._request_round(kind, contender, server, self.plan.warm_up_seconds)
+                asked.append(contender)
+            except BenchError as error:
+                self._lose(contender, error)
+        rounds: list[dict[str, HttpRound]] = []
         for number in range(self.plan.request_rounds):
-            for server, request in asked.items():
-                _tell(f"{kind.title}, round {number + 1}, {server.name}")
-                measured = await measure_requests(
-                    server, self.cores, request, connections=_CONNECTIONS, seconds=self.plan.request_seconds
-                )
-                rounds[server].append(measured)
-        return rounds[product], rounds[raw]
+            _tell(f"{kind.title}, round {number + 1} of {self.plan.request_rounds}")
+            measured: dict[str, HttpRound] = {}
+            for contender in _in_turn(asked, number):
+                try:
+                    measured[contender.name] = await self._request_round(
+                        kind, contender, running[contender], self.plan.request_seconds
+                    )
+                except BenchError as error:
+                    self._lose(contender, error)
+                    asked.remove(contender)
+            rounds.append(_in_order(measured))
+        return rounds
+
+    async def _request_round(
+        self, kind: RequestKind, contender: Contender, server: ServerProcess, seconds: float
+    ) -> HttpRound:
+        request = contender.request(kind, self.token)
+        return await measure_requests(server, self.cores, request, connections=_CONNECTIONS, seconds=seconds)
 
     async def _streams(self, count: int) -> None:
         """A server of its own for every round: what streams leave behind is no part of the next."""
-        product_rounds: list[StreamRound] = []
-        raw_rounds: list[StreamRound] = []
+        rounds: list[dict[str, StreamRound]] = []
+        asked = list(self.plan.contenders)
         for number in range(self.plan.stream_rounds):
-            for server, open_stream, rounds in (
-                (servers.product(self.place, self.scripts), open_product_stream, product_rounds),
-                (servers.raw(self.place), open_raw_stream, raw_rounds),
-            ):
-                async with AsyncExitStack() as stack:
-                    await self._started(stack, server)
-                    _tell(f"S: {count} streams, round {number + 1}, {server.name}")
-                    measured = await measure_streams(
-                        server, self.cores, open_stream, self.token, streams=count, seconds=self.plan.stream_seconds
-                    )
-                    rounds.append(measured)
-                    self.complaints += server.complaints()
-        print("\n" + report.streams_table(product_rounds, raw_rounds, RATE), flush=True)
+            measured: dict[str, StreamRound] = {}
+            for contender in _in_turn(asked, number):
+                _tell(f"S: {count} streams, round {number + 1} of {self.plan.stream_rounds}, {contender.name}")
+                try:
+                    measured[contender.name] = await self._stream_round(contender, count)
+                except BenchError as error:
+                    self._lose(contender, error)
+                    asked.remove(contender)
+            rounds.append(_in_order(measured))
+        self.results.streams[count] = rounds
+        self._print(report.streams_table(rounds, RATE))
+
+    async def _stream_round(self, contender: Contender, count: int) -> StreamRound:
+        async with AsyncExitStack() as stack:
+            server = await self._started(stack, contender.make(self.place, self.scripts))
+            measured = await measure_streams(
+                server, self.cores, contender.open_stream, self.token, streams=count, seconds=self.plan.stream_seconds
+            )
+            if contender is PRODUCT:
+                self.complaints += server.complaints()
+            return measured
+
+    def _lose(self, contender: Contender, error: BenchError) -> None:
+        """Go on without a server. Without the product or RAW there is nothing to compare."""
+        if contender in (PRODUCT, RAW):
+            raise error
+        self.results.missing[contender.name] = reason = " ".join(str(error).split())[:300]
+        _tell(f"going on without {contender.name}: {reason}")
+
+    def _print(self, part: str) -> None:
+        self.text += f"{part}\n\n"
+        print(part, end="\n\n", flush=True)
 
     async def _started(self, stack: AsyncExitStack, server: ServerProcess) -> ServerProcess:
         await server.start()
@@ -180,7 +193,11 @@ class Bench:
 
 def main() -> int:
     """Run the benchmark; the exit status is 1 where it could not be run."""
-    plan = _plan()
+    try:
+        plan = _plan()
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
     if not hasattr(os, "sched_setaffinity"):
         print("The benchmark pins processes and reads /proc: it needs Linux.", file=sys.stderr)
         return 1
@@ -203,18 +220,57 @@ def main() -> int:
         except (BenchError, EmbeddedPostgresError, OSError) as error:
             print(f"The benchmark failed. {error}", file=sys.stderr)
             return 1
-    print(f"\nTook {time.monotonic() - began:.0f} s.")
+    took = f"Took {time.monotonic() - began:.0f} s."
+    print(took)
+    if plan.write:
+        _write(bench, took)
     return 0
 
 
+def _write(bench: Bench, took: str) -> None:
+    """What was measured, into the documents."""
+    docs = report.ROOT / "docs"
+    picture = ""
+    try:
+        from bench import plot
+
+        plot.draw(bench.results, docs / "benchmarks.png")
+        picture = "![CPU of requests, CPU of token events and their lag, of each server](benchmarks.png)\n\n"
+    except ImportError as error:
+        print(f"There is no picture: {error}", file=sys.stderr)
+    (docs / "benchmarks.md").write_text(report.document(bench.text, picture, took))
+    readme = report.ROOT / "README.md"
+    readme.write_text(report.with_table(readme.read_text(), report.summary(bench.results)))
+
+
+def _compare(contender: Contender, answer: bytes, expected: bytes) -> None:
+    """The product's bytes are RAW's; others' `data` is the same value, whatever the order and spacing."""
+    if answer == expected:
+        return
+    if contender is PRODUCT or orjson.loads(answer).get("data") != orjson.loads(expected)["data"]:
+        raise BenchError(f"{contender.name} answers {answer[:1_000]!r} and not {expected[:1_000]!r}")
+
+
+def _in_turn(asked: list[Contender], number: int) -> list[Contender]:
+    """To and fro, so that nobody is always the one before or behind another."""
+    return asked[::-1] if number % 2 else list(asked)
+
+
+def _in_order(measured: dict[str, T]) -> dict[str, T]:
+    return {contender.name: measured[contender.name] for contender in CONTENDERS if contender.name in measured}
+
+
 def _plan() -> Plan:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="The product beside a hand-written server.")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, and 300 streams only")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="The product beside other servers.")
+    parser.add_argument("--quick", action="store_true", help="few and short rounds, few servers, and 300 streams only")
     parser.add_argument("--only", default="Q,M,S", help="which of Q, M and S to measure, separated by commas")
     parser.add_argument("--streams", default="", help="the numbers of streams for S, separated by commas")
+    parser.add_argument("--servers", default="", help="the servers beside the product and RAW, separated by commas")
+    parser.add_argument("--rounds", type=int, default=0, help="how many rounds, instead of so many as usual")
+    parser.add_argument("--write", action="store_true", help="write the documents too")
     arguments = parser.parse_args()
-    chosen = [name.strip().upper() for name in arguments.only.split(",")]
-    if unknown := set(chosen) - {"Q", "M", "S"}:
+    asked = [name.strip().upper() for name in arguments.only.split(",")]
+    if unknown := set(asked) - {"Q", "M", "S"}:
         parser.error(f"--only knows Q, M and S, not {', '.join(sorted(unknown))}")
     quick = arguments.quick
     try:
@@ -223,13 +279,17 @@ def _plan() -> Plan:
         parser.error("--streams takes whole numbers")
     if min(counts) < 1:
         parser.error("--streams takes numbers from 1")
+    everybody = ",".join(contender.name for contender in CONTENDERS)
     return Plan(
-        kinds=[kind for kind in _KINDS if kind in chosen],
-        stream_counts=counts if "S" in chosen else [],
-        request_rounds=5 if quick else 9,
+        contenders=contenders.chosen(arguments.servers or (_QUICK if quick else everybody)),
+        kinds=[kind for kind in REQUESTS if kind in asked],
+        stream_counts=counts if "S" in asked else [],
+        warm_up_seconds=1.5 if quick else 3.0,
+        request_rounds=arguments.rounds or (5 if quick else 7),
         request_seconds=0.7 if quick else 1.5,
-        stream_rounds=1 if quick else 2,
-        stream_seconds=5.0 if quick else 8.0,
+        stream_rounds=arguments.rounds or (1 if quick else 3),
+        stream_seconds=5.0 if quick else 6.0,
+        write=arguments.write,
     )
 
 

@@ -141,6 +141,13 @@ def product_socket(token: str, query: str, variables: dict[str, Any]) -> tuple[s
     return "/graphql", "Sec-WebSocket-Protocol: graphql-transport-ws\r\n", texts
 
 
+async def open_peer_stream(server: ServerProcess, _: HttpConnection, token: str, streams: int) -> StreamReader:
+    """The same subscription, of a server that knows no messages: it is told for how long to be silent first."""
+    reader = StreamReader(*product_socket(token, READ, {"messageId": str(2 + streams // 100)}), RATE)
+    await reader.open(server.port)
+    return reader
+
+
 async def open_raw_stream(server: ServerProcess, _: HttpConnection, token: str, __: int) -> StreamReader:
     """A bare socket."""
     reader = StreamReader(f"/stream?rate={RATE}", f"Authorization: Bearer {token}\r\n", [], RATE)

@@ -1,4 +1,4 @@
-"""RAW: the same answers without GraphQL, written by hand for three endpoints. The floor that the product is held to.
+"""RAW: the same answers without GraphQL, written by hand for four endpoints. The floor that the product is held to.
 
 aiohttp, asyncpg, orjson and uvloop; one statement a request, tuples of columns straight into JSON, no objects between.
 It checks the product's anonymous-session tokens (remembered once verified) and filters every row by its owner, as any
@@ -38,13 +38,17 @@ _TOP = (True, datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
 _TOKEN = " word"
 
 _THREADS = """
-SELECT id, title, pinned, created_at, updated_at FROM threads
-WHERE owner_id = $1 AND (pinned, updated_at, id) < ($2, $3, $4)
-ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $5
+SELECT t.id, t.title, t.pinned, t.created_at, t.updated_at, p.id, p.name FROM (
+    SELECT id, title, pinned, created_at, updated_at, project_id FROM threads
+    WHERE owner_id = $1 AND NOT archived AND NOT temporary AND (pinned, updated_at, id) < ($2, $3, $4)
+    ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $5
+) t LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1
+ORDER BY t.pinned DESC, t.updated_at DESC, t.id DESC
 """
 _HISTORIES = """
 SELECT t.id, t.title, m.id, m.role, m.parts, m.created_at FROM (
-    SELECT id, title, pinned, updated_at FROM threads WHERE owner_id = $1
+    SELECT id, title, pinned, updated_at FROM threads
+    WHERE owner_id = $1 AND NOT archived AND NOT temporary
     ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $2
 ) t LEFT JOIN LATERAL (
     SELECT id, depth, role, parts, created_at FROM messages
@@ -86,14 +90,16 @@ class Sessions:
 
 
 class Handlers:
-    """The three endpoints."""
+    """The four endpoints."""
 
     def __init__(self, pool: Any, sessions: Sessions) -> None:
         self._pool = pool
         self._sessions = sessions
+        self._audience: set[web.WebSocketResponse] = set()
+        self._speaking: asyncio.Task[None] | None = None
 
     async def threads(self, request: web.Request) -> web.Response:
-        """A page of threads: `?first=50&after=<cursor>`."""
+        """A page of threads with their projects: `?first=50&after=<cursor>`."""
         user = self._sessions.user(request)
         first = _number(request, "first")
         after = request.query.get("after")
@@ -103,8 +109,15 @@ class Handlers:
         if more:
             rows.pop()
         nodes = [
-            {"id": f"thread_{key.hex}", "title": title, "pinned": pinned, "createdAt": created, "updatedAt": updated}
-            for key, title, pinned, created, updated in rows
+            {
+                "id": f"thread_{key.hex}",
+                "title": title,
+                "pinned": pinned,
+                "createdAt": created,
+                "updatedAt": updated,
+                "project": None if project_id is None else {"id": f"project_{project_id.hex}", "name": project_name},
+            }
+            for key, title, pinned, created, updated, project_id, project_name in rows
         ]
         page_info = {
             "hasNextPage": more,
@@ -146,6 +159,36 @@ class Handlers:
             await asyncio.gather(producer, return_exceptions=True)
         return ws
 
+    async def fanout(self, request: web.Request) -> web.StreamResponse:
+        """A socket that is sent what all these sockets are sent: `?rate=30` tokens a second, from the first one on."""
+        self._sessions.user(request)
+        rate = _number(request, "rate")
+        ws = web.WebSocketResponse(heartbeat=_HEARTBEAT_SECONDS, compress=False)
+        await ws.prepare(request)
+        self._audience.add(ws)
+        if self._speaking is None:
+            self._speaking = asyncio.create_task(_produce_for_all(self._audience, rate))
+        try:
+            async for _ in ws:
+                pass
+        finally:
+            self._audience.discard(ws)
+        return ws
+
+
+async def _produce_for_all(audience: set[web.WebSocketResponse], rate: int) -> None:
+    loop = asyncio.get_running_loop()
+    prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
+    pause, due, offset = 1 / rate, loop.time(), 0
+    while True:
+        due += pause
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        offset += len(_TOKEN)
+        event = orjson.dumps({"cursor": f"{prefix}{offset}", "kind": "TEXT", "text": _TOKEN})
+        for ws in list(audience):
+            with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
+                await ws.send_frame(event, WSMsgType.TEXT)
+
 
 async def _produce(ws: web.WebSocketResponse, rate: int) -> None:
     loop = asyncio.get_running_loop()
@@ -180,8 +223,9 @@ def _text(parts: str) -> str:
 
 
 def _cursor(row: Any) -> str:
-    micros = (row["updated_at"] - _EPOCH) // _MICROSECOND
-    return urlsafe_b64encode(_POSITION.pack(b"T", row["pinned"], micros, row["id"].bytes)).rstrip(b"=").decode()
+    key, _, pinned, _, updated, _, _ = row
+    micros = (updated - _EPOCH) // _MICROSECOND
+    return urlsafe_b64encode(_POSITION.pack(b"T", pinned, micros, key.bytes)).rstrip(b"=").decode()
 
 
 def _position(cursor: str) -> tuple[bool, datetime, UUID]:
@@ -209,6 +253,7 @@ async def main() -> None:
         app.router.add_get("/threads", handlers.threads)
         app.router.add_get("/histories", handlers.histories)
         app.router.add_get("/stream", handlers.stream)
+        app.router.add_get("/fanout", handlers.fanout)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", int(os.environ["PORT"])).start()

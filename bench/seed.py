@@ -1,4 +1,4 @@
-"""The rows that both servers read: one user with 1,000 threads. The same at every run, but for ids and times."""
+"""The rows that all servers read: one user with 1,000 threads. The same at every run, but for ids and times."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ _LONG_THREADS = 50
 _LONG_MESSAGES = 40
 _SHORT_MESSAGES = 2
 _PINNED = 3
+_PROJECTS = 20
+# One thread in so many is in no project.
+_LOOSE = 5
 _QUESTION_WORDS = 14
 _ANSWER_WORDS = 90
 _TEXT = (
@@ -27,7 +30,9 @@ _WORDS = _TEXT.split()
 
 
 async def seed(database_url: str, owner_id: UUID) -> None:
-    """Give a user threads: the 50 that were active last have 40 messages each, the others 2.
+    """Give a user 20 projects and threads, four of five in one of them.
+
+    The 50 threads that were active last have 40 messages each, the others 2.
 
     Args:
         database_url: a database that has the tables.
@@ -35,6 +40,7 @@ async def seed(database_url: str, owner_id: UUID) -> None:
     """
     words = random.Random(20)
     began = datetime.now(UTC) - timedelta(days=30)
+    projects = [(new_id(), owner_id, _sentence(words, 2).capitalize()) for _ in range(_PROJECTS)]
     threads: list[tuple[object, ...]] = []
     messages: list[tuple[object, ...]] = []
     for number in range(_THREADS):
@@ -42,7 +48,8 @@ async def seed(database_url: str, owner_id: UUID) -> None:
         at = began + timedelta(minutes=40 * number, microseconds=words.randrange(1, 1_000_000))
         title = _sentence(words, 6).capitalize()
         count = _LONG_MESSAGES if number >= _THREADS - _LONG_THREADS else _SHORT_MESSAGES
-        threads.append((thread_id, owner_id, title, "TEXT", number >= _THREADS - _PINNED, at, at))
+        project_id = words.choice(projects)[0] if number % _LOOSE else None
+        threads.append((thread_id, owner_id, project_id, title, "TEXT", number >= _THREADS - _PINNED, at, at))
         parent_id = None
         for depth in range(count):
             key = new_id()
@@ -55,10 +62,11 @@ async def seed(database_url: str, owner_id: UUID) -> None:
             parent_id = key
     connection = await asyncpg.connect(database_url)
     try:
+        await connection.copy_records_to_table("projects", records=projects, columns=["id", "owner_id", "name"])
         await connection.copy_records_to_table(
             "threads",
             records=threads,
-            columns=["id", "owner_id", "title", "title_source", "pinned", "created_at", "updated_at"],
+            columns=["id", "owner_id", "project_id", "title", "title_source", "pinned", "created_at", "updated_at"],
         )
         await connection.copy_records_to_table(
             "messages",

@@ -1,10 +1,11 @@
-"""The two servers as child processes: started on a core, watched, stopped by their process id."""
+"""Servers as child processes: started on a core, watched, stopped by their process id."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from bench.cores import on_core
 
 HOST = "127.0.0.1"
+PEERS = Path(__file__).parent / "peers"
 _ROOT = Path(__file__).parent.parent
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -30,10 +32,10 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What both servers are given.
+    """What every server is given.
 
     Attributes:
-        database_url: the PostgreSQL that they share.
+        database_url: the PostgreSQL that all share.
         folder: a temporary folder for data and logs.
         core: where a server runs.
     """
@@ -46,10 +48,10 @@ class Place:
 class ServerProcess:
     """One server, listening on a free port of 127.0.0.1 once `start` returns."""
 
-    def __init__(self, name: str, module: str, environment: dict[str, str], place: Place) -> None:
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], place: Place) -> None:
         self.name = name
         self.port = _free_port()
-        self._module = module
+        self._command = command
         self._environment = {"PATH": os.environ.get("PATH", ""), "HOST": HOST, "PORT": str(self.port), **environment}
         self._core = place.core
         self._log_file = place.folder / f"{name}.log"
@@ -69,7 +71,7 @@ class ServerProcess:
         """
         with on_core(self._core), self._log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                self._command,
                 cwd=_ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -136,13 +138,40 @@ def product(place: Place, scripts: Path, *, name: str = "product", **more: str) 
         # Answers that still run when a window is over are of no use to anybody.
         "SHUTDOWN_GRACE_SECONDS": "0",
     }
-    return ServerProcess(name, "server", environment | more, place)
+    return ServerProcess(name, [sys.executable, "-m", "server"], environment | more, place)
 
 
 def raw(place: Place) -> ServerProcess:
     """The server written by hand: see `bench.raw_server`."""
-    environment = {"DATABASE_URL": place.database_url, "SESSION_SECRET": _SECRET}
-    return ServerProcess("RAW", "bench.raw_server", environment, place)
+    return ServerProcess("RAW", [sys.executable, "-m", "bench.raw_server"], _given(place), place)
+
+
+def plain_strawberry(place: Place) -> ServerProcess:
+    """Strawberry as one begins with it: see `bench.strawberry_server`."""
+    return ServerProcess("Strawberry", [sys.executable, "-m", "bench.strawberry_server"], _given(place), place)
+
+
+def by_node(place: Place, name: str, script: str, **more: str) -> ServerProcess:
+    """A server of `bench/peers`.
+
+    Args:
+        name: its own.
+        script: its file.
+        more: further settings.
+
+    Raises:
+        BenchError: there is no Node, or its packages are not installed.
+    """
+    node = shutil.which("node")
+    if node is None:
+        raise BenchError("Node is not installed")
+    if not (PEERS / "node_modules").is_dir():
+        raise BenchError("its packages are not installed: npm ci in bench/peers")
+    return ServerProcess(name, [node, str(PEERS / script)], _given(place) | {"NODE_ENV": "production"} | more, place)
+
+
+def _given(place: Place) -> dict[str, str]:
+    return {"DATABASE_URL": place.database_url, "SESSION_SECRET": _SECRET}
 
 
 def _free_port() -> int:

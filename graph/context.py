@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from services.errors import UnauthenticatedError, UnavailableError
 from services.exports import Exports
 from services.forks import Forks
 from services.identity import Identities
-from services.message_stream import MessageStream
+from services.message_stream import DeltaFollower, MessageStream
 from services.messages import Messages
 from services.models import Models
 from services.projects import Projects
@@ -76,6 +77,8 @@ class Context:
     connection_params: dict[str, object] | None = field(default=None)
     loaders: dict[Any, DataLoader[Any, Any]] = field(default_factory=dict)
     """This operation's, by what they load (see `graph.batching`)."""
+    tell_deltas: Callable[[Any], DeltaFollower] | None = None
+    """Who tells this operation's deltas by their plan (`graph.deltas`), where the operation came by a socket."""
     operation_type: str = ""
     """`query`, `mutation` or `subscription`, once the document is known to be one that can be executed."""
     operation_name: str = ""

@@ -103,24 +103,24 @@ class EventExecutor(StrawberryGraphQLCoreExecutionContext):
         root_key, root_nodes = next(iter(roots.grouped_field_set.items()))
         selected = self.collect_subfields(event_type, root_nodes)
         fields = [
-            self._plan_field(event_type, key, nodes[0].node.name.value)
-            for key, nodes in selected.grouped_field_set.items()
+            plain_field(event_type, key, nodes[0].node.name.value) for key, nodes in selected.grouped_field_set.items()
         ]
         plain = [field for field in fields if field is not None]
         return _Plan(root_key, plain) if len(plain) == len(fields) else None
 
-    def _plan_field(self, event_type: GraphQLObjectType, key: str, name: str) -> Field | None:
-        """How to write a field that is a non-null leaf read from an attribute; None for any other."""
-        if name == "__typename":
-            type_name = event_type.name
-            return key, "__class__", lambda _: type_name
-        field = event_type.fields.get(name)
-        definition = field.extensions.get("strawberry-definition") if field else None
-        if field is None or definition is None or definition.base_resolver is not None:
-            return None
-        if not isinstance(field.type, GraphQLNonNull) or not is_leaf_type(field.type.of_type):
-            return None
-        return key, definition.python_name, _writer(field.type.of_type)
+
+def plain_field(event_type: GraphQLObjectType, key: str, name: str) -> Field | None:
+    """How to write a field that is a non-null leaf read from an attribute; None for any other."""
+    if name == "__typename":
+        type_name = event_type.name
+        return key, "__class__", lambda _: type_name
+    field = event_type.fields.get(name)
+    definition = field.extensions.get("strawberry-definition") if field else None
+    if field is None or definition is None or definition.base_resolver is not None:
+        return None
+    if not isinstance(field.type, GraphQLNonNull) or not is_leaf_type(field.type.of_type):
+        return None
+    return key, definition.python_name, _writer(field.type.of_type)
 
 
 def _writer(leaf: GraphQLLeafType) -> Callable[[Any], Any]:

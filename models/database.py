@@ -335,7 +335,7 @@ class _Acquired:
         if error is None:
             self._pool.release(self._connection, clean=True)
             return
-        # Whoever was cancelled or came to the deadline left in the middle of a statement.
+        # Whoever was cancelled, or came to the deadline, left in the middle of a statement.
         broken = not isinstance(error, Exception) or isinstance(error, _UNAVAILABLE)
         self._pool.release(self._connection, clean=not broken)
         if isinstance(error, asyncpg.exceptions.TransactionRollbackError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
 _IDLE_SECONDS = 300.0
+_BROKEN = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class ConnectionPool:
@@ -42,7 +44,7 @@ class ConnectionPool:
         self._open: set[Connection] = set()
         self._opening = 0
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._all_free: asyncio.Event = asyncio.Event()
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -80,18 +82,17 @@ class ConnectionPool:
         """Give a connection back.
 
         Args:
-            clean: whether it can be used again; one that was left in the middle of something cannot.
+            clean: whether it can be used again as it is. One that was left in the middle of something is used again
+                when PostgreSQL has given that up, or is closed.
         """
-        if clean and not (connection.is_closed() or connection.is_in_transaction() or self._closed):
+        if connection.is_closed():
+            self._drop(connection)
+        elif self._closed:
+            self._in_background(self._close(connection))
+        elif clean and not connection.is_in_transaction():
             self._give(connection)
-            return
-        self._open.discard(connection)
-        connection.terminate()
-        if self._waiting:
-            self._opening += 1
-            self._give(None)
-        if not self._open:
-            self._all_free.set()
+        else:
+            self._in_background(self._recover(connection))
 
     async def close(self, patience_seconds: float) -> None:
         """Close every connection; those in use are given some time to be released, and are then cut."""
@@ -99,7 +100,7 @@ class ConnectionPool:
         if self._timer is not None:
             self._timer.cancel()
         while self._idle:
-            self._bid_farewell(self._idle.pop()[0])
+            self._in_background(self._close(self._idle.pop()[0]))
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(asyncpg.InterfaceError("the pool is closed"))
@@ -110,8 +111,8 @@ class ConnectionPool:
             except TimeoutError:
                 for connection in list(self._open):
                     connection.terminate()
-        if self._farewells:
-            await asyncio.wait(self._farewells, timeout=patience_seconds)
+        if self._background:
+            await asyncio.wait(self._background, timeout=patience_seconds)
 
     async def _connect(self) -> Connection:
         """Open a connection, in a place that was kept for it."""
@@ -158,19 +159,38 @@ class ConnectionPool:
     def _thin_out(self) -> None:
         loop = asyncio.get_running_loop()
         long_ago = loop.time() - self._idle_seconds
-        while self._idle and len(self._open) > 1 and self._idle[0][1] < long_ago:
-            self._bid_farewell(self._idle.pop(0)[0])
+        while len(self._idle) > 1 and self._idle[0][1] < long_ago:
+            connection, _ = self._idle.pop(0)
+            self._in_background(self._close(connection))
         self._timer = loop.call_later(self._idle_seconds, self._thin_out)
 
-    def _bid_farewell(self, connection: Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
+        """Forget a connection that is closed; whoever waits may open another one."""
         self._open.discard(connection)
-        farewell = asyncio.create_task(_close(connection), name="closing a connection")
-        self._farewells.add(farewell)
-        farewell.add_done_callback(self._farewells.discard)
+        if self._waiting and not self._closed:
+            self._opening += 1
+            self._give(None)
+        if not self._open:
+            self._all_free.set()
 
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name="tidying a connection up")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-async def _close(connection: Connection) -> None:
-    try:
-        await connection.close(timeout=5)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        connection.terminate()
+    async def _recover(self, connection: Connection) -> None:
+        """Wait until PostgreSQL has given up what a connection was left in, and roll back."""
+        try:
+            await connection.reset(timeout=self._timeout_seconds)
+        except _BROKEN:
+            connection.terminate()
+            self._drop(connection)
+        else:
+            self.release(connection, clean=True)
+
+    async def _close(self, connection: Connection) -> None:
+        try:
+            await connection.close(timeout=self._timeout_seconds)
+        except _BROKEN:
+            connection.terminate()
+        self._drop(connection)

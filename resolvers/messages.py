@@ -9,6 +9,7 @@ from typing import Annotated
 import strawberry
 
 from graph.context import Info
+from graph.deltas import delta_follower
 from graph.scalars import INPUT, Cursor, key_of
 from graph.types.message import Message
 from graph.types.stream import MessageStreamEvent, event_of
@@ -68,6 +69,8 @@ class MessageSubscription:
     ) -> AsyncGenerator[MessageStreamEvent, None]:
         viewer = info.context.viewer
         key = key_of(IdKind.MESSAGE, message_id, field="messageId")
-        async with aclosing(info.context.services.message_stream.read(viewer, key, after)) as events:
+        async with aclosing(
+            info.context.services.message_stream.read(viewer, key, after, delta_follower(info))
+        ) as events:
             async for event in events:
                 yield event_of(event)

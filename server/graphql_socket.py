@@ -34,9 +34,11 @@ from aiohttp.abc import AbstractStreamWriter
 from strawberry.types.execution import PreExecutionError
 
 from graph.context import Context, Services
+from graph.deltas import DeltaPlan
 from graph.errors import code_error, format_errors
 from graph.schema import Schema
 from models.database import DatabaseUnavailableError
+from server.delta_sender import DeltaSender
 from server.graphql_http import BadRequestError, GraphQLRequest, error_response, is_request_error, result_payload
 from server.identity import viewer_of_headers, viewer_of_payload
 from server.operations import Operation, Operations
@@ -387,6 +389,17 @@ class _Socket:
     async def _follow(self, operation_id: str, asked: GraphQLRequest, operation: Operation) -> dict[str, Any]:
         """Send every result; what is returned is the message that ends the operation."""
         context = operation.context
+        sender: DeltaSender | None = None
+
+        def tell_deltas(plan: DeltaPlan) -> DeltaSender:
+            nonlocal sender
+            request = self._request
+            if request.transport is None:
+                raise ClientConnectionResetError("Cannot write to closing transport")
+            sender = DeltaSender(self._ws, request.protocol, request.transport, operation_id, plan, self._room)
+            return sender
+
+        context.tell_deltas = tell_deltas
         source = await self._sockets.schema.stream(
             asked.query,
             variable_values=asked.variables,
@@ -404,6 +417,8 @@ class _Socket:
                 payload = result_payload(result)  # type: ignore[arg-type]
                 operation.told(payload)
                 await self._send({"id": operation_id, "type": "next", "payload": payload})
+        if sender is not None and sender.failure is not None:
+            raise sender.failure
         await context.announce(asked.query)
         return {"id": operation_id, "type": "complete"}
 

@@ -89,6 +89,8 @@ _LOOK_SECONDS = 2.0
 _SWEEP_SECONDS = 30.0
 _DAY = 86_400.0
 _WATCH_SECONDS = 1.0
+# In a drain, for the last message of answers to be on its way to their readers.
+_TOLD_SECONDS = 2.0
 # A restart or failover of Valkey's that is over by then is nobody's business; readers see a pause.
 _CHANNEL_PATIENCE_SECONDS = 5.0
 # What one address may begin a minute, so many addresses may together.
@@ -158,6 +160,7 @@ class Server:
         deadline = time.monotonic() + grace
         await self.turns.settled(grace)
         await self.generations.drain(max(0.0, deadline - time.monotonic()))
+        await self.message_stream.settled(_TOLD_SECONDS)
         await self.application.sockets.close_all()
 
     async def close(self) -> None:
@@ -516,6 +519,9 @@ class Server:
         projects = Projects(self.database, models, end_live=self.generations.end_live)
         sharing = Sharing(self.database, attachments)
         user_settings = UserSettings(self.database, models)
+        self.message_stream = MessageStream(
+            self.hub, messages, self.generations, patience_seconds=1.5 * settings.lease_seconds + 2 * _REAP_SECONDS
+        )
         return Services(
             sessions=sessions,
             identities=identities,
@@ -530,9 +536,7 @@ class Server:
             threads=threads,
             messages=messages,
             turns=turns,
-            message_stream=MessageStream(
-                self.hub, messages, self.generations, patience_seconds=1.5 * settings.lease_seconds + 2 * _REAP_SECONDS
-            ),
+            message_stream=self.message_stream,
             models=models,
             projects=projects,
             settings=user_settings,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
+from typing import Protocol
 from uuid import UUID
 
 from models.log_fields import log_note
@@ -25,12 +27,52 @@ from services.messages import Messages
 from services.viewer import Viewer
 from streams import buffer as streams_buffer
 from streams import cursor as streams_cursor
-from streams.buffer import Ended, Reset, StreamBuffer, StreamEvent
+from streams.buffer import Delta, Ended, Reset, StreamBuffer, StreamEvent
 from streams.cursor import StreamPosition, cursor_prefix, end_cursor
 from streams.hub import Hub
 from streams.recovery import SERVER_LOST
 
 _POLL_SECONDS = 0.25
+
+
+class LiveReading:
+    """Where a reader stands in a buffer that grows.
+
+    Args:
+        offset: what it has.
+    """
+
+    __slots__ = ("_counts", "_timed", "buffer", "offset")
+
+    def __init__(self, counts: MessageStream, buffer: StreamBuffer, offset: int) -> None:
+        self.buffer = buffer
+        self.offset = offset
+        self._counts = counts
+        # What was there before this reader has not waited for it.
+        self._timed = buffer.timed_length
+
+    def gave(self, delta: Delta) -> None:
+        """The reader has a delta that lay at its offset."""
+        self.offset += len(delta.text)
+        self._counts.delivered += 1
+
+    def observe(self) -> None:
+        """The reader has everything up to its offset: note how long that took, if it is one that is timed."""
+        buffer = self.buffer
+        if self._timed != buffer.timed_length <= self.offset:
+            self._timed = buffer.timed_length
+            self._counts.lag.observe(time.monotonic() - buffer.timed_at)
+
+
+class DeltaFollower(Protocol):
+    """Tells one reader the deltas of live answers, so that they need not come through `read`."""
+
+    async def follow(self, reading: LiveReading) -> bool:
+        """Give all deltas from the offset on, until something else follows or the buffer is closed.
+
+        Returns:
+            Whether there is still a reader.
+        """
 
 
 class MessageStream:
@@ -53,9 +95,24 @@ class MessageStream:
         self.resets = 0
         self.stops = 0
         self.lag = Histogram()
+        self._attached: Counter[StreamBuffer] = Counter()
+        self._detached = asyncio.Event()
 
-    async def read(self, viewer: Viewer, message_id: UUID, after: str | None) -> AsyncGenerator[StreamEvent, None]:
+    async def settled(self, patience_seconds: float) -> None:
+        """Wait until the readers of answers that have ended are told so, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_seconds):
+                while any(buffer.closed for buffer in self._attached):
+                    self._detached.clear()
+                    await self._detached.wait()
+
+    async def read(
+        self, viewer: Viewer, message_id: UUID, after: str | None, follower: DeltaFollower | None = None
+    ) -> AsyncGenerator[StreamEvent, None]:
         """The answer from a cursor on (None: from its start), ending with `Ended`. Nothing after `Ended`'s own cursor.
+
+        Args:
+            follower: is given the deltas of live buffers, which are not yielded then.
 
         Raises:
             NotFoundError: no such message of the viewer's; also when it is deleted while it is read.
@@ -94,32 +151,34 @@ class MessageStream:
                     yield Reset(f"{cursor_prefix(message_id, buffer.attempt)}0", record)
                 attempt = buffer.attempt
                 buffer.readers += 1
+                self._attached[buffer] += 1
                 try:
                     if position.ended or offset > buffer.length:
                         if not await self._caught_up(buffer, position):
                             raise CursorAheadError("This cursor is ahead of the stream.", field="after")
                         if buffer.closed:
                             continue
-                    # What was there before this reader has not waited for it.
-                    timed = buffer.timed_length
+                    reading = LiveReading(self, buffer, offset)
                     while True:
+                        if follower is not None and not await follower.follow(reading):
+                            return
                         length = buffer.length
-                        for event in buffer.since(offset):
+                        for event in buffer.since(reading.offset):
                             self.delivered += 1
                             yield event
-                        if timed != buffer.timed_length <= length:
-                            timed = buffer.timed_length
-                            self.lag.observe(time.monotonic() - buffer.timed_at)
-                        offset = length
+                        reading.offset = offset = length
+                        reading.observe()
                         if buffer.closed and buffer.length == offset:
                             break
-                        await buffer.wait(offset)
+                        if follower is None:
+                            await buffer.wait(offset)
+                    if buffer.ended is not None:
+                        self.delivered += 1
+                        yield buffer.ended
+                        return
                 finally:
                     buffer.readers -= 1
-                if buffer.ended is not None:
-                    self.delivered += 1
-                    yield buffer.ended
-                    return
+                    self._detach(buffer)
                 # Closed without an end: deleted, or another server's now. The database knows.
         finally:
             self.readers -= 1
@@ -150,6 +209,12 @@ class MessageStream:
                     raise UnavailableError("The answer could not be stopped in time; try again.")
                 await asyncio.sleep(_POLL_SECONDS)
         return record
+
+    def _detach(self, buffer: StreamBuffer) -> None:
+        self._attached[buffer] -= 1
+        if not self._attached[buffer]:
+            del self._attached[buffer]
+        self._detached.set()
 
     async def _caught_up(self, buffer: StreamBuffer, position: StreamPosition) -> bool:
         """Whether a buffer that is filled from a log soon has what a reader was shown elsewhere, or is closed.

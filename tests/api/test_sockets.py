@@ -6,6 +6,7 @@ import asyncio
 import gc
 import struct
 import time
+import uuid
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from server.graphql_socket import SocketTimes
 from server.runtime import Server
 from tests.client import PROTOCOL, READ, Client, connect, transport_of
 from tests.conftest import make_database, test_settings
-from tests.scripts import SCRIPTS, TextDelta
+from tests.scripts import SCRIPTS, ReasoningDelta, TextDelta, ToolCall
 
 
 async def closed_with(ws: aiohttp.ClientWebSocketResponse) -> int | None:
@@ -271,6 +272,42 @@ async def test_a_client_that_completes_frees_the_operation(client: Client, serve
         while buffer.readers_waiting:
             await asyncio.sleep(0.01)
     await client.stop(turn["assistantMessage"]["id"])
+
+
+async def test_readers_on_one_socket_each_get_what_they_asked_for(client: Client) -> None:
+    question = f"Asked {uuid.uuid4()}"
+    queue = SCRIPTS.driven.queue(question)
+    turn = await client.send(question, model="driven")
+    asked = {
+        "1": "__typename ... on MessageDelta { cursor kind text }",
+        '"%b" \\ é🦉': "... { __typename } ... on MessageDelta { it: text }",
+        "nothing of deltas": "... on MessagePartAdded { cursor } ... on MessageEnded { __typename }",
+    }
+    heard: dict[str, list[dict[str, Any]]] = {operation_id: [] for operation_id in asked}
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        for operation_id, selection in asked.items():
+            query = f"subscription($id: ID!) {{ a: messageStream(messageId: $id) {{ {selection} }} }}"
+            await say(ws, subscribe(query, operation_id, id=turn["assistantMessage"]["id"]))
+        for said in (ReasoningDelta("hm"), ToolCall("c", "search", {"q": 1}), TextDelta("one "), TextDelta("zwei 🦉")):
+            queue.put_nowait(said)
+        queue.put_nowait(None)
+        reading = set(asked)
+        while reading:
+            message = await hear(ws)
+            if message["type"] == "complete":
+                reading.remove(message["id"])
+            else:
+                heard[message["id"]].append(message["payload"]["data"]["a"])
+    whole, renamed, without = heard.values()
+    deltas = [event for event in whole if event["__typename"] == "MessageDelta"]
+    assert all(list(event) == ["__typename", "cursor", "kind", "text"] for event in deltas)
+    assert "".join(event["text"] for event in deltas) == "hmone zwei 🦉"
+    assert [event["__typename"] for event in whole if event not in deltas] == ["MessagePartAdded", "MessageEnded"]
+    assert "".join(event.get("it", "") for event in renamed) == "hmone zwei 🦉"
+    assert all(list(event) == ["__typename", "it"] for event in renamed if event["__typename"] == "MessageDelta")
+    assert [list(event) for event in without if event] == [["cursor"], ["__typename"]]
+    assert without.count({}) >= 2
 
 
 async def test_operations_on_one_socket_are_bounded(client: Client) -> None:

@@ -22,7 +22,7 @@ from models.parts import (
     parts_to_json,
 )
 from streams.buffer import (
-    _JOIN_ENTRIES,
+    JOINED_PIECES,
     MAX_DELTA_CHARS,
     ContentEvent,
     Delta,
@@ -219,7 +219,7 @@ def test_fifty_thousand_chunks_are_one_delta_for_a_late_reader_and_little_memory
     (delta,) = buffer.since(0)[:1]
     assert isinstance(delta, Delta)
     assert fold(buffer.since(0)) == [TextPart("".join(f"{number} " for number in range(50_000)))]
-    assert len(buffer._entries) <= 600
+    assert len(buffer._entries) <= 50_000 / JOINED_PIECES + JOINED_PIECES
 
 
 def test_a_delta_is_never_longer_than_a_frame_may_be() -> None:
@@ -313,8 +313,35 @@ def test_every_append_is_counted_however_entries_are_joined(kinds: list[DeltaKin
     buffer = StreamBuffer(uuid4(), uuid4())
     for kind in kinds:
         buffer.append_text(kind, "x")
-    for _ in range(2 * _JOIN_ENTRIES):
+    for _ in range(2 * JOINED_PIECES):
         buffer.append_text("TEXT", "y")
-    assert buffer.appends == len(kinds) + 2 * _JOIN_ENTRIES
+    assert buffer.appends == len(kinds) + 2 * JOINED_PIECES
     assert buffer.begun_at is not None
     assert buffer.begun_at <= buffer.timed_at
+
+
+async def test_who_is_attached_is_told_once_of_what_grew_at_once_and_of_the_close() -> None:
+    buffer = StreamBuffer(uuid4(), uuid4())
+    told: list[tuple[int, bool]] = []
+
+    def tell() -> None:
+        told.append((buffer.length, buffer.closed))
+
+    buffer.append_text("TEXT", "before")
+    buffer.attach(tell)
+    assert buffer.readers_waiting == 1
+    buffer.append_text("TEXT", " a")
+    buffer.append_text("TEXT", " b")
+    assert told == [], "not from within the append"
+    await asyncio.sleep(0)
+    buffer.append_text("TEXT", " c")
+    await asyncio.sleep(0)
+    buffer.close()
+    await asyncio.sleep(0)
+    assert told == [(10, False), (12, False), (12, True)]
+    buffer.detach(tell)
+    buffer.detach(tell)
+    buffer.close()
+    await asyncio.sleep(0)
+    assert len(told) == 3
+    assert buffer.readers_waiting == 0

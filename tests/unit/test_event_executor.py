@@ -17,6 +17,7 @@ from graph.event_executor import EventExecutor
 from graph.schema import Schema, build_schema
 from models.ids import IdKind, outside_id
 from models.parts import ReasoningPart, TextPart, ToolPart
+from services.message_stream import DeltaFollower
 from services.viewer import Viewer
 from streams.buffer import Delta, StreamEvent, replay
 
@@ -32,7 +33,9 @@ EVENTS: list[StreamEvent] = [
 class FixedStream:
     """A message stream that always says the same."""
 
-    async def read(self, viewer: Viewer, message_id: UUID, after: str | None) -> AsyncGenerator[StreamEvent, None]:
+    async def read(
+        self, viewer: Viewer, message_id: UUID, after: str | None, follower: DeltaFollower | None
+    ) -> AsyncGenerator[StreamEvent, None]:
         for event in EVENTS:
             yield event
 

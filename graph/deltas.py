@@ -1,0 +1,134 @@
+"""The deltas of a message's stream, from their buffer straight into the frames of sockets.
+
+A token stream is deltas and nearly nothing else. Where a selection takes only plain fields of `MessageDelta`, which
+is what `graph.event_executor` finds, a delta is the same few bytes for all readers who asked the same, made once by a
+`DeltaPlan` that they share. What else happens in a stream (a whole part, a reset, the end, an error) comes by way of
+graphql-core, and so does every delta of a selection that is not plain.
+
+Measured with its sender in `server.delta_sender`: docs/decisions/0024-deltas-without-tasks.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from struct import Struct
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
+
+import orjson
+from graphql import GraphQLObjectType
+from graphql.execution.collect_fields import FragmentDetails, collect_fields, collect_subfields
+from graphql.execution.values import VariableValues
+
+from graph.context import Info
+from graph.event_executor import plain_field
+from graph.types.stream import MessageDelta
+from services.message_stream import DeltaFollower
+from streams.buffer import Delta
+
+_SHORT_HEAD = Struct(">BBH").pack
+_LONG_HEAD = Struct(">BBQ").pack
+_TEXT = 0x81
+"""The first byte of a frame of text that is whole."""
+# A plan remembers the last frame while it is no longer than that: what it holds on to after a stream is bounded.
+_REMEMBERED_CHARS = 4_096
+_ATTRIBUTES = ("cursor", "part_index", "kind", "text")
+
+Fields: TypeAlias = tuple[tuple[str, str], ...]
+"""Response keys and attributes of a delta; `__class__` for the name of its type."""
+
+
+class DeltaPlan:
+    """How deltas are written for one selection.
+
+    Args:
+        root_key: the response key of `messageStream`.
+        fields: what was selected below it, in its order.
+    """
+
+    __slots__ = ("__weakref__", "_body", "_delta", "_frame", "_read", "_start", "_template")
+
+    def __init__(self, root_key: str, fields: Fields) -> None:
+        pieces, attributes = [], []
+        for key, attribute in fields:
+            if attribute == "__class__":
+                value = orjson.dumps(MessageDelta.__name__)
+            else:
+                value = b"%b"
+                attributes.append(attribute)
+            pieces.append(orjson.dumps(key).replace(b"%", b"%%") + b":" + value)
+        root = orjson.dumps(root_key).replace(b"%", b"%%")
+        self._template = b',"type":"next","payload":{"data":{' + root + b":{" + b",".join(pieces) + b"}}}}"
+        self._read = _reader(attributes)
+        self._delta: Delta | None = None
+        self._start = self._body = self._frame = b""
+
+    def frame(self, delta: Delta, start: bytes) -> bytes:
+        """The frame of a delta: of the last one it is known already.
+
+        Args:
+            start: the begin of the message, up to the operation's id.
+        """
+        if delta is self._delta:
+            if start == self._start:
+                return self._frame
+            body = self._body
+        else:
+            body = self._template % tuple(map(orjson.dumps, self._read(delta)))
+        size = len(start) + len(body)
+        if size < 126:
+            frame = bytes((_TEXT, size)) + start + body
+        elif size < 65_536:
+            frame = _SHORT_HEAD(_TEXT, 126, size) + start + body
+        else:
+            frame = _LONG_HEAD(_TEXT, 127, size) + start + body
+        if size <= _REMEMBERED_CHARS:
+            self._delta, self._body, self._start, self._frame = delta, body, start, frame
+        return frame
+
+
+def _reader(attributes: list[str]) -> Callable[[Delta], tuple[Any, ...]]:
+    if len(attributes) > 1:
+        return attrgetter(*attributes)
+    if not attributes:
+        return lambda _: ()
+    read = attrgetter(attributes[0])
+    return lambda delta: (read(delta),)
+
+
+# Readers who asked the same share their plan, in whatever words they asked.
+_plans: WeakValueDictionary[tuple[str, Fields], DeltaPlan] = WeakValueDictionary()
+
+
+def delta_follower(info: Info) -> DeltaFollower | None:
+    """Who tells the deltas of this subscription; None where its socket has nobody, or graphql-core must write them."""
+    begin = info.context.tell_deltas
+    if begin is None:
+        return None
+    plan = delta_plan(info)
+    return None if plan is None else begin(plan)
+
+
+def delta_plan(info: Info) -> DeltaPlan | None:
+    """The plan for the deltas of a subscription to `messageStream`, or None where there can be none."""
+    raw = info._raw_info  # noqa: SLF001 - there is no public way to the selection as graphql-core has it
+    event_type = raw.schema.get_type(MessageDelta.__name__)
+    if not isinstance(event_type, GraphQLObjectType):
+        return None
+    fragments = {name: FragmentDetails(node) for name, node in raw.fragments.items()}
+    # Strawberry gives resolvers the values alone; where they came from decides nothing here.
+    values = VariableValues({}, info.variable_values)
+    roots = collect_fields(raw.schema, fragments, values, raw.parent_type, raw.operation)
+    ((root_key, root_nodes),) = roots.grouped_field_set.items()
+    selected = collect_subfields(raw.schema, fragments, values, raw.operation, event_type, root_nodes)
+    fields = []
+    for key, nodes in selected.grouped_field_set.items():
+        plain = plain_field(event_type, key, nodes[0].node.name.value)
+        if plain is None or plain[1] not in (*_ATTRIBUTES, "__class__"):
+            return None
+        fields.append(plain[:2])
+    place = root_key, tuple(fields)
+    if (plan := _plans.get(place)) is None:
+        plan = _plans[place] = DeltaPlan(*place)
+    return plan
