@@ -174,6 +174,8 @@ def test_settings(database_url: str, data_dir: Path, **changes: object) -> Setti
         "checkpoint_seconds": 0.1,
         "shutdown_grace_seconds": 5.0,
         "database_pool_size": 20,
+        # Statements over ten thousand rows, on a machine that may be busy with three other workers.
+        "database_timeout_seconds": 30.0,
         "log_level": "WARNING",
     }
     return Settings(**(values | changes))  # type: ignore[arg-type]
