@@ -97,6 +97,8 @@ class Bench:
                 try:
                     running[contender] = await self._started(stack, contender.make(self.place, self.scripts))
                 except BenchError as error:
+                    if contender in (PRODUCT, RAW):
+                        raise
                     self._lose(contender, error)
                 if contender is PRODUCT:
                     await self._prepare(running[PRODUCT])
@@ -118,6 +120,8 @@ class Bench:
                 await self._request_round(kind, contender, server, self.plan.warm_up_seconds)
                 asked.append(contender)
             except BenchError as error:
+                if contender in (PRODUCT, RAW):
+                    raise
                 self._lose(contender, error)
         rounds: list[dict[str, HttpRound]] = []
         for number in range(self.plan.request_rounds):
@@ -154,6 +158,8 @@ class Bench:
                     self._lose(contender, error)
                     asked.remove(contender)
             rounds.append(_in_order(measured))
+        if not any(rounds):
+            return
         self.results.streams[count] = rounds
         self._print(report.streams_table(rounds, RATE))
 
@@ -168,9 +174,7 @@ class Bench:
             return measured
 
     def _lose(self, contender: Contender, error: BenchError) -> None:
-        """Go on without a server. Without the product or RAW there is nothing to compare."""
-        if contender in (PRODUCT, RAW):
-            raise error
+        """Go on without a server in this part."""
         self.results.missing[contender.name] = reason = " ".join(str(error).split())[:300]
         _tell(f"going on without {contender.name}: {reason}")
 

@@ -19,6 +19,7 @@ import orjson
 import uvloop
 
 from bench import report, servers
+from bench.contenders import PRODUCT, RAW
 from bench.cores import Cores
 from bench.load_http import HttpConnection
 from bench.load_sockets import sessions, sharing
@@ -41,28 +42,30 @@ async def _compare(place: Place, scripts: Path, cores: Cores, readers: int, roun
     # As Ctrl-C does: the servers are stopped and the folder is removed.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     scripts.write_bytes(orjson.dumps(stream_scripts([readers], seconds)))
-    print(report.heading(cores, 1, {report.PRODUCT: f"{report.revision()}; {report.packages()}"}), flush=True)
-    ours: list[StreamRound] = []
-    theirs: list[StreamRound] = []
+    print(report.heading(cores, 1, {contender.name: contender.made_of() for contender in (PRODUCT, RAW)}), flush=True)
+    found: list[dict[str, StreamRound]] = []
     token = ""
     for number in range(rounds):
         # A server of its own for every round: what readers leave behind is no part of the next.
-        measured: list[tuple[ServerProcess, OpenStream, list[StreamRound]]] = [
-            (servers.product(place, scripts), sharing(1), ours),
-            (servers.raw(place), _open_raw, theirs),
+        measured: dict[str, StreamRound] = {}
+        asked: list[tuple[ServerProcess, OpenStream]] = [
+            (servers.product(place, scripts), sharing(1)),
+            (servers.raw(place), _open_raw),
         ]
-        for server, open_stream, found in measured:
+        for server, open_stream in asked:
             print(f"… round {number + 1}, {server.name}", file=sys.stderr, flush=True)
             await server.start()
             try:
                 if server.name == "product":
                     (token,) = await sessions(server, 1)
-                found.append(await measure_streams(server, cores, open_stream, token, streams=readers, seconds=seconds))
+                measured[server.name] = await measure_streams(
+                    server, cores, open_stream, token, streams=readers, seconds=seconds
+                )
             finally:
                 await server.stop()
-    measured_rounds = [{report.PRODUCT: mine, report.RAW: other} for mine, other in zip(ours, theirs, strict=True)]
+        found.append(measured)
     title = f"F: 1 stream x {readers} readers x {RATE} tokens/s"
-    print("\n" + report.streams_table(measured_rounds, RATE, title=title), flush=True)
+    print("\n" + report.streams_table(found, RATE, title=title), flush=True)
 
 
 def main() -> int:

@@ -111,6 +111,11 @@ def _silence(count: int) -> int:
     return 2 + count // 50
 
 
+def _short_silence(count: int) -> int:
+    """Of servers that need not be asked by a mutation first."""
+    return 2 + count // 100
+
+
 async def open_product_stream(
     server: ServerProcess, connection: HttpConnection, token: str, streams: int
 ) -> StreamReader:
@@ -143,14 +148,15 @@ def product_socket(token: str, query: str, variables: dict[str, Any]) -> tuple[s
 
 async def open_peer_stream(server: ServerProcess, _: HttpConnection, token: str, streams: int) -> StreamReader:
     """The same subscription, of a server that knows no messages: it is told for how long to be silent first."""
-    reader = StreamReader(*product_socket(token, READ, {"messageId": str(2 + streams // 100)}), RATE)
+    reader = StreamReader(*product_socket(token, READ, {"messageId": str(_short_silence(streams))}), RATE)
     await reader.open(server.port)
     return reader
 
 
-async def open_raw_stream(server: ServerProcess, _: HttpConnection, token: str, __: int) -> StreamReader:
+async def open_raw_stream(server: ServerProcess, _: HttpConnection, token: str, streams: int) -> StreamReader:
     """A bare socket."""
-    reader = StreamReader(f"/stream?rate={RATE}", f"Authorization: Bearer {token}\r\n", [], RATE)
+    path = f"/stream?rate={RATE}&silence={_short_silence(streams)}"
+    reader = StreamReader(path, f"Authorization: Bearer {token}\r\n", [], RATE)
     await reader.open(server.port)
     return reader
 

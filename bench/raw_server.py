@@ -145,12 +145,12 @@ class Handlers:
         return _json({"data": {"threads": {"nodes": nodes}}})
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """A socket that is sent `?rate=30` tokens a second until it closes."""
+        """A socket that is sent `?rate=30` tokens a second until it closes, after `&silence=4` seconds."""
         self._sessions.user(request)
-        rate = _number(request, "rate")
+        rate, silence = _number(request, "rate"), _number(request, "silence")
         ws = web.WebSocketResponse(heartbeat=_HEARTBEAT_SECONDS, compress=False)
         await ws.prepare(request)
-        producer = asyncio.create_task(_produce(ws, rate))
+        producer = asyncio.create_task(_produce(ws, rate, silence))
         try:
             async for _ in ws:
                 pass
@@ -190,10 +190,10 @@ async def _produce_for_all(audience: set[web.WebSocketResponse], rate: int) -> N
                 await ws.send_frame(event, WSMsgType.TEXT)
 
 
-async def _produce(ws: web.WebSocketResponse, rate: int) -> None:
+async def _produce(ws: web.WebSocketResponse, rate: int, silence: int) -> None:
     loop = asyncio.get_running_loop()
     prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
-    pause, due, offset, sent = 1 / rate, loop.time(), 0, 0
+    pause, due, offset, sent = 1 / rate, loop.time() + silence, 0, 0
     with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
         while True:
             # Due times, not pauses in a row: the speed holds however late the loop wakes us.

@@ -116,6 +116,11 @@ def summary(results: Results) -> str:
             cells.append(_streams_in_short(all_of_it, quotients) if all_of_it else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"\nNo figures of {name}, or not all: {reason}" for name, reason in results.missing.items()]
+    others = [one.usage.others for rounds in results.requests.values() for each in rounds for one in each.values()]
+    others += [one.usage.others for rounds in results.streams.values() for each in rounds for one in each.values()]
+    noise = max(others, default=0.0)
+    if noise > _NOISY:
+        lines.append("\n" + _noise(noise))
     return "\n".join(lines)
 
 
@@ -176,7 +181,7 @@ def _names(parts: Iterable[Rounds[HttpRound] | Rounds[StreamRound]]) -> list[str
 
 
 def _any(rounds: Rounds[T]) -> T:
-    return next(iter(rounds[0].values()))
+    return next(measured for one in rounds for measured in one.values())
 
 
 def _column(
@@ -225,8 +230,15 @@ def _remarks(rounds: Rounds[T]) -> str:
             "times may be its limit, not the server's."
         )
     if noisy > _NOISY:
-        remarks += f"\nNOISE: other processes had up to {noisy:.0%} of the servers' core in a window."
+        remarks += "\n" + _noise(noisy)
     return remarks
+
+
+def _noise(share: float) -> str:
+    return (
+        f"NOISE: other processes had up to {share:.0%} of the servers' core in a window. What was delivered, and every "
+        "time, is worse for that."
+    )
 
 
 def packages() -> str:

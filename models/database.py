@@ -13,17 +13,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 import asyncpg
-from tortoise import Tortoise
-from tortoise.connection import get_connection
-from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
-from tortoise.migrations.graph import MigrationKey
-from tortoise.migrations.schema_editor import AsyncpgSchemaEditor
-from tortoise.transactions import in_transaction
 
+import models.migrations
 from models.metrics import Histogram
 from models.pool import ConnectionPool
 
@@ -37,13 +32,6 @@ log = logging.getLogger(__name__)
 # Any constant will do, as long as nothing else in the database uses it.
 _MIGRATION_LOCK = 0x7468_7264
 _SERVER_LOCK = 0x7468_7265
-
-_APP = "threadgraph"
-_CONNECTION = "default"
-# A change of a table waits for the statements that use it, and everything new waits behind the change. So it waits
-# shortly, lets those pass, and tries again.
-_TABLE_LOCK_SECONDS = 3
-_TABLE_LOCK_TRIES = 20
 
 
 class DatabaseUnavailableError(Exception):
@@ -139,24 +127,18 @@ class Database:
             if not await guard.fetchval("SELECT pg_try_advisory_lock($1)", _MIGRATION_LOCK):
                 log.info("waiting for another process that migrates the database")
                 await guard.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
-            config = self._tortoise_config()
-            await Tortoise.init(config=config, init_connections=False)
-            connection = get_connection(_CONNECTION)
-            executor = MigrationExecutor(connection, config["apps"])
-            # First of all: Tortoise reads the table in the transaction below, where a failure would not be overlooked.
-            await executor.recorder.ensure_schema(AsyncpgSchemaEditor(connection, atomic=False))
-            await executor.loader.build_graph()
-            graph = executor.loader.graph
-            wanted = [MigrationKey(_APP, to)] if to is not None else graph.leaf_nodes(_APP)
-            names = [key.name for leaf in wanted for key in graph.forwards_plan(leaf)]
-            applied = {key.name for key in await executor.recorder.applied_migrations()}
-            pending = [name for name in dict.fromkeys(names) if name not in applied]
-            for name in pending:
-                log.info("migrating the database: %s", name)
-                await _apply_migration(config, name)
+            wanted = [name for name in _migrations() if to is None or name <= to]
+            table = await guard.fetchval("SELECT to_regclass('tortoise_migrations')")
+            rows = [] if table is None else await guard.fetch("SELECT name FROM tortoise_migrations")
+            applied = {row["name"] for row in rows}
+            pending = [name for name in wanted if name not in applied]
+            if pending:
+                # Only now: what makes tables takes half a second to import, and most starts make none.
+                from models.migrating import apply_migrations
+
+                await apply_migrations(self.url, pending)
             return pending
         finally:
-            await Tortoise.close_connections()
             await guard.close(timeout=5)
 
     async def claim_server(self, patience_seconds: float, *, shared: bool) -> bool:
@@ -239,60 +221,10 @@ class Database:
         self.unavailable[type(error).__name__] += 1
         return DatabaseUnavailableError(type(error).__name__)
 
-    def _tortoise_config(self) -> dict[str, Any]:
-        parts = urlsplit(self.url)
-        query = dict(parse_qsl(parts.query))
-        credentials: dict[str, Any] = {
-            "host": query.pop("host", None) or parts.hostname,
-            "port": parts.port or int(query.pop("port", 5432)),
-            "user": unquote(parts.username or "postgres"),
-            "password": unquote(parts.password) if parts.password else None,
-            "database": parts.path.lstrip("/") or "postgres",
-            "minsize": 1,
-            "maxsize": 2,
-        }
-        if "sslmode" in query:
-            credentials["ssl"] = query.pop("sslmode")
-        return {
-            "connections": {_CONNECTION: {"engine": "tortoise.backends.asyncpg", "credentials": credentials}},
-            "apps": {
-                _APP: {
-                    "models": ["models.tables"],
-                    "migrations": "models.migrations",
-                    "default_connection": _CONNECTION,
-                }
-            },
-            "use_tz": True,
-        }
 
-
-def _without_querysets(apps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same, for a migration, which is made of definitions alone.
-
-    Tortoise would make a queryset of every table anew after each operation, for Python code among them that asks the
-    tables; there is none. An empty database is migrated with 1.3 s of CPU then, not 4.3.
-    """
-    return {name: app | {"default_connection": None} for name, app in apps.items()}
-
-
-async def _apply_migration(config: dict[str, Any], name: str) -> None:
-    """One migration and its record, in one transaction. Tortoise's own `migrate` records it behind its commit."""
-    for tries_left in reversed(range(_TABLE_LOCK_TRIES)):
-        try:
-            async with in_transaction(_CONNECTION) as transaction:
-                await transaction.execute_script(
-                    f"SET LOCAL lock_timeout = '{_TABLE_LOCK_SECONDS}s'; SET LOCAL statement_timeout = 0"
-                )
-                # The executor finds this transaction as its connection; the one that it begins itself is a savepoint.
-                executor = MigrationExecutor(transaction, _without_querysets(config["apps"]))
-                await executor.migrate([MigrationTarget(_APP, name)], direction="forward")
-        except asyncpg.LockNotAvailableError:
-            if not tries_left:
-                raise
-            log.warning("the migration %s waits for statements that use its tables", name)
-            await asyncio.sleep(1)
-        else:
-            return
+def _migrations() -> list[str]:
+    """The names of all migrations, in their order."""
+    return sorted(module.name for module in iter_modules(models.migrations.__path__))
 
 
 _UNAVAILABLE = (

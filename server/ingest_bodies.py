@@ -136,10 +136,6 @@ def _events(value: Any, key: str) -> list[dict[str, Any]]:
         raise BadUserInputError(_SHAPE)
     for event in value:
         _replaced(event, key)
-        properties = event.get("properties")
-        # posthog-js has it here and nowhere else.
-        if isinstance(properties, dict) and "token" in properties:
-            properties["token"] = key
     return value
 
 
@@ -150,4 +146,8 @@ def _replaced(holder: dict[str, Any], key: str) -> bool:
         del holder[name]
     if names:
         holder[names[0]] = key
+    properties = holder.get("properties")
+    # posthog-js has it here and nowhere else.
+    if isinstance(properties, dict) and "token" in properties:
+        properties["token"] = key
     return bool(names)

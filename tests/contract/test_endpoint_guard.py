@@ -838,6 +838,7 @@ MAKERS = {
     "server/demo.py",  # the demo's own server
     "storage/s3.py",  # STORAGE_URL
     "models/database.py",  # DATABASE_URL
+    "models/pool.py",  # the same
 }
 CONNECTING_CALLS = {
     "ClientSession",

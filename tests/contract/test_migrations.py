@@ -203,7 +203,7 @@ async def test_a_migration_that_is_killed_midway_leaves_nothing_and_can_be_appli
 async def test_a_migration_lets_statements_pass_that_came_while_it_waited_for_a_table(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.database._TABLE_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("models.migrating._TABLE_LOCK_SECONDS", 0.2)
     url = await make_database(postgres_url, empty=True)
     await database_at(url).migrate(to=PREVIOUS_RELEASE)
     async with connected(url) as slow, connected(url) as watcher, connected(url) as request:

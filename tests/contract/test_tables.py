@@ -15,6 +15,7 @@ from tortoise.models import Model
 
 from models import tables
 from models.database import Database
+from models.migrating import tortoise_config
 from tests.conftest import make_database
 
 MODELS: list[type[Model]] = [
@@ -157,7 +158,7 @@ async def leading_columns(connection: asyncpg.Connection) -> set[str]:
 
 async def test_every_column_that_the_models_call_indexed_is(connection: asyncpg.Connection, database: Database) -> None:
     leading = await leading_columns(connection)
-    await Tortoise.init(config=database._tortoise_config())
+    await Tortoise.init(config=tortoise_config(database.url))
     try:
         wanted = {
             f"{table_of(model)}.{field.source_field or name}"
@@ -177,7 +178,7 @@ async def test_every_foreign_key_is_served_by_an_index(connection: asyncpg.Conne
 
 
 async def test_no_migration_is_missing(database: Database) -> None:
-    config = database._tortoise_config()
+    config = tortoise_config(database.url)
     await Tortoise.init(config=config)
     try:
         assert Tortoise.apps is not None
@@ -189,7 +190,7 @@ async def test_no_migration_is_missing(database: Database) -> None:
 
 
 async def test_a_change_of_a_model_would_be_noticed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = database._tortoise_config()
+    config = tortoise_config(database.url)
     await Tortoise.init(config=config)
     try:
         monkeypatch.setattr(tables.Thread._meta.fields_map["title"], "null", True)

@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.ingest_bodies import KEY_NAMES, with_key
@@ -160,6 +160,7 @@ EVENTS = st.builds(
 )
 
 
+@example({"batch": [], "properties": {"token": None}})
 @given(EVENTS | st.lists(EVENTS, max_size=4) | st.builds(lambda batch: {"batch": batch}, st.lists(EVENTS, max_size=4)))
 def test_whatever_comes_no_other_key_is_left_where_one_is_looked_for(value: Any) -> None:
     try:
