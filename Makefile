@@ -16,9 +16,10 @@ run: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	@exec $(BIN)/python -m server demo
 
-# More workers than cores: the tests wait for sockets, processes and leases more than they compute.
+# More workers than cores: the tests wait for sockets, processes and leases about as long as they compute. What Python has
+# compiled is kept whatever the caller's environment says: each worker and each server that a test starts needs it.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(TESTS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(TESTS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

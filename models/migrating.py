@@ -44,6 +44,15 @@ async def apply_migrations(url: str, names: Sequence[str]) -> None:
         await Tortoise.close_connections()
 
 
+def _without_querysets(apps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same, for a migration, which is made of definitions alone.
+
+    Tortoise would make a queryset of every table anew after each operation, for Python code among them that asks the
+    tables; there is none. An empty database is migrated with 1.6 s of CPU so, and with 3.7 otherwise.
+    """
+    return {name: app | {"default_connection": None} for name, app in apps.items()}
+
+
 async def _apply_migration(config: dict[str, Any], name: str) -> None:
     """One migration and its record, in one transaction. Tortoise's own `migrate` records it behind its commit."""
     for tries_left in reversed(range(_TABLE_LOCK_TRIES)):
@@ -53,7 +62,7 @@ async def _apply_migration(config: dict[str, Any], name: str) -> None:
                     f"SET LOCAL lock_timeout = '{_TABLE_LOCK_SECONDS}s'; SET LOCAL statement_timeout = 0"
                 )
                 # The executor finds this transaction as its connection; the one that it begins itself is a savepoint.
-                executor = MigrationExecutor(transaction, config["apps"])
+                executor = MigrationExecutor(transaction, _without_querysets(config["apps"]))
                 await executor.migrate([MigrationTarget(_APP, name)], direction="forward")
         except asyncpg.LockNotAvailableError:
             if not tries_left:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)/graphql")
-_START_SECONDS = 60.0
+# Generous: the machine may be slow, and the tests beside this one start servers too.
+_START_SECONDS = 120.0
 
 
 class ServerProcess:
@@ -45,13 +46,13 @@ class ServerProcess:
         assert self.address, self.output
         return self
 
-    async def end(self, number: signal.Signals = signal.SIGTERM, *, within: float = 30.0) -> int:
+    async def end(self, number: signal.Signals = signal.SIGTERM, *, within: float = 90.0) -> int:
         """Send a signal and wait for the exit; the status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await self.wait(within)
 
-    async def wait(self, within: float = 30.0) -> int:
+    async def wait(self, within: float = 90.0) -> int:
         """Wait for the exit; the status."""
         async with asyncio.timeout(within):
             status = await self.process.wait()

@@ -120,7 +120,7 @@ async def test_whoever_loses_a_deadlock_is_told_to_try_again_and_has_written_not
 
 
 async def test_a_statement_that_takes_too_long_is_given_up_on_both_sides(postgres_url: str, tmp_path: Path) -> None:
-    async with serving(postgres_url, tmp_path, database_timeout_seconds=0.5) as (client, beside):
+    async with serving(postgres_url, tmp_path, database_timeout_seconds=1) as (client, beside):
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )

@@ -337,15 +337,15 @@ async def test_what_ended_stays_counted(observed: Server) -> None:
 
 
 async def test_a_database_out_of_reach_is_counted_by_what_was_raised(postgres_url: str) -> None:
-    database = Database(await make_database(postgres_url), pool_size=2, timeout_seconds=0.2)
+    database = Database(await make_database(postgres_url), pool_size=2, timeout_seconds=1)
     await database.connect()
     try:
+        assert database.connections[0] >= 1
         with pytest.raises(DatabaseUnavailableError):
             async with database.acquire() as connection:
-                await connection.execute("SELECT pg_sleep(5)")
+                await connection.execute("SELECT pg_sleep(60)")
         assert sum(database.unavailable.values()) == 1
         assert database.waits.count == 2, "the first was that of connecting"
-        assert database.connections[0] >= 1
     finally:
         await database.close()
 
