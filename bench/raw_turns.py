@@ -1,10 +1,10 @@
 """RAW for turns: a question asked, its answer streamed, stored and ended, written by hand without GraphQL.
 
-It writes the rows that the product writes, in as few statements as there can be: the question, the answer's placeholder,
-the stream with its lease and the idempotency key in one; what answers grew by, for all of them at once, as often as the
-product; leases; the end with its usage event in one. It checks tokens as `bench.raw_server` does. What it does not do:
-errors with codes, other models than one that says a word again and again, budgets, attachments, branches, resuming,
-recovery of what a lost server left, stops, titles by a model, logs, metrics.
+It writes the rows that the product writes, in as few statements as there can be: the question, the placeholder of the
+answer, the stream with its lease and the idempotency key in one; what answers grew by, for all of them at once, as
+often as the product; leases; the end with its usage event in one. It checks tokens as `bench.raw_server` does. What it
+does not do: errors with codes, other models than one that says a word again and again, budgets, attachments, branches,
+resuming, recovery of what a lost server left, stops, titles by a model, logs, metrics.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from bench.cores import Cores, yardstick_ms
 from bench.load_http import HttpConnection, graphql_request
 from bench.load_sockets import sessions
 from bench.load_streams import READ
-from bench.servers import HOST, BenchError, Place, ServerProcess
+from bench.servers import HOST, BenchError, Place, ServerProcess, _given
 from bench.websocket import TOKEN, SocketClient
 from bench.window import Usage, Window
 from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -296,9 +296,7 @@ class TurnsBench:
 
         return Side(
             _RAW,
-            lambda: ServerProcess(
-                _RAW, [sys.executable, "-m", "bench.raw_turns"], servers._given(self.place), self.place
-            ),
+            lambda: ServerProcess(_RAW, [sys.executable, "-m", "bench.raw_turns"], _given(self.place), self.place),
             question,
             lambda answer: str(answer["messageId"]),
             lambda token: TurnReader("/read", f"Authorization: Bearer {token}\r\n", []),
