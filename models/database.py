@@ -173,15 +173,15 @@ class Database:
             raise DatabaseUnavailableError("closed")
         return _Acquired(self, self._pool)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
         """A connection in a transaction: committed at the end of the block, rolled back by any exception.
 
         Raises:
             DatabaseUnavailableError: as `acquire`; whether a commit that broke took place is not known.
         """
-        async with self.acquire() as connection, connection.transaction():
-            yield connection
+        if self._pool is None:
+            raise DatabaseUnavailableError("closed")
+        return _Transaction(self, self._pool)
 
     @asynccontextmanager
     async def session(self, *, statement_seconds: float | None = None) -> AsyncIterator[Connection]:
@@ -274,3 +274,29 @@ class _Acquired:
             raise DatabaseConflictError(type(error).__name__) from error
         if isinstance(error, _UNAVAILABLE):
             raise self._database.out_of_reach(error) from error
+
+
+class _Transaction(_Acquired):
+    """A connection with a transaction for as long as a block lasts."""
+
+    __slots__ = ("_transaction",)
+
+    async def __aenter__(self) -> Connection:
+        connection = await super().__aenter__()
+        self._transaction = connection.transaction()
+        try:
+            await self._transaction.start()
+        except BaseException as error:
+            await super().__aexit__(type(error), error, error.__traceback__)
+            raise
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._transaction.__aexit__(kind, error, trace)
+        except BaseException as failed:
+            await super().__aexit__(type(failed), failed, failed.__traceback__)
+            raise
+        await super().__aexit__(kind, error, trace)

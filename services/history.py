@@ -54,28 +54,29 @@ _TOKENS_PER_PAGE = 2_500
 _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_FILE = 40
 
-# By parents, not by the active path: what leads to a message never changes, whatever is selected meanwhile.
-_BRANCH = """
+# By parents, not by the active path: what leads to a message never changes, whatever is selected meanwhile. The first
+# row is the question's, and has what stands before the conversation.
+_BRANCH = f"""
 WITH RECURSIVE branch AS (
     SELECT id, parent_id, role, model, parts, 1 AS steps FROM messages WHERE id = $1
     UNION ALL
     SELECT m.id, m.parent_id, m.role, m.model, m.parts, steps + 1
     FROM messages m JOIN branch ON m.id = branch.parent_id WHERE steps < $2
+), first AS (
+    SELECT m.id, p.prompt, {", ".join(f"s.{column}" for column in PERSONALIZATION_COLUMNS.split(", "))}
+    FROM messages m JOIN threads t ON t.id = m.thread_id
+    LEFT JOIN projects p ON p.id = t.project_id
+    LEFT JOIN settings s ON s.owner_id = m.owner_id
+    WHERE m.id = $1
 )
-SELECT id, role, model, parts FROM branch ORDER BY steps
-"""
+SELECT branch.id, role, model, parts, prompt, {PERSONALIZATION_COLUMNS}
+FROM branch LEFT JOIN first ON first.id = branch.id ORDER BY steps
+"""  # noqa: S608 - names of ours
 _FILES = """
 SELECT l.message_id, a.id, b.key, a.pages, a.width, a.height
 FROM attachment_links l JOIN attachments a ON a.id = l.attachment_id JOIN blobs b ON b.id = a.blob_id
 WHERE l.message_id = ANY($1::uuid[])
 """
-_FIRST = f"""
-SELECT p.prompt, {", ".join(f"s.{column}" for column in PERSONALIZATION_COLUMNS.split(", "))}
-FROM messages m JOIN threads t ON t.id = m.thread_id
-LEFT JOIN projects p ON p.id = t.project_id
-LEFT JOIN settings s ON s.owner_id = m.owner_id
-WHERE m.id = $1
-"""  # noqa: S608 - names of ours
 _ROLES: dict[str, Role] = {"USER": "user", "ASSISTANT": "assistant", "SYSTEM": "system"}
 
 
@@ -192,16 +193,15 @@ async def estimate_prompt(connection: Connection, message_id: UUID, limits: Prom
 
 async def _branch(connection: Connection, message_id: UUID) -> _Branch:
     rows = await connection.fetch(_BRANCH, message_id, MAX_HISTORY_MESSAGES)
-    links = await connection.fetch(_FILES, [row["id"] for row in rows])
+    # What looks like a part that is a file may be the words of a text: then there is one look in vain.
+    with_files = [row["id"] for row in rows if '"file"' in row["parts"]]
+    links = await connection.fetch(_FILES, with_files) if with_files else []
     files = {(link["message_id"], link["id"]): link for link in links}
-    return _Branch(rows, files, await _system_texts(connection, message_id))
+    return _Branch(rows, files, _system_texts(rows[0]) if rows else [])
 
 
-async def _system_texts(connection: Connection, message_id: UUID) -> list[str]:
+def _system_texts(row: Mapping[str, Any]) -> list[str]:
     """What a model is told before the conversation, each text as a message of its own, in this order."""
-    row = await connection.fetchrow(_FIRST, message_id)
-    if row is None:
-        return []
     return [text for text in (instruction(Personalization.from_row(row)), row["prompt"]) if text]
 
 

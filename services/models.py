@@ -58,21 +58,24 @@ class Models:
             raise ModelUnavailableError(field=field)
 
     async def resolve(
-        self, connection: Connection, viewer: Viewer, model_id: str | None
+        self, connection: Connection, viewer: Viewer, model_id: str | None, *, has_own: bool = True
     ) -> tuple[ModelRecord, Provider]:
         """The model to ask, and through what; None asks the default.
+
+        Args:
+            has_own: False where the viewer is known to have brought along nothing, so that it need not be read.
 
         Raises:
             ModelUnavailableError: it is not offered, or no model is.
             ProviderKeyMissingError: it is, but no key leads to it.
         """
-        return await self.resolve_for(connection, viewer.id, model_id)
+        return await self.resolve_for(connection, viewer.id, model_id, has_own=has_own)
 
     async def resolve_for(
-        self, connection: Connection, owner_id: UUID, model_id: str | None
+        self, connection: Connection, owner_id: UUID, model_id: str | None, *, has_own: bool = True
     ) -> tuple[ModelRecord, Provider]:
         """As `resolve`, for a user who is not asking now."""
-        own = await self._read_own(connection, owner_id)
+        own = await self._read_own(connection, owner_id) if has_own else NOTHING_OWN
         try:
             return self.registry.resolve(model_id, own)
         except UnknownModelError as error:

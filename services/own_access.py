@@ -13,10 +13,12 @@ from services.provider_keys import ProviderKeys
 if TYPE_CHECKING:
     from asyncpg import Connection
 
-# Most users have nothing of their own: one statement then, before every turn, instead of three.
-_ANYTHING = """
-SELECT EXISTS (SELECT FROM provider_keys WHERE owner_id = $1) OR EXISTS (SELECT FROM custom_models WHERE owner_id = $1)
+# Whether $1 has anything of their own. Most users have not: one statement then instead of three; before a turn none,
+# for what is read there anyway tells this too.
+HAS_OWN = """
+EXISTS (SELECT FROM provider_keys WHERE owner_id = $1) OR EXISTS (SELECT FROM custom_models WHERE owner_id = $1)
 """
+_HAS_OWN = f"SELECT {HAS_OWN}"
 
 
 class OwnAccessReader:
@@ -28,7 +30,7 @@ class OwnAccessReader:
 
     async def read(self, connection: Connection, owner_id: UUID) -> OwnAccess:
         """What a user may use now."""
-        if not await connection.fetchval(_ANYTHING, owner_id):
+        if not await connection.fetchval(_HAS_OWN, owner_id):
             return NOTHING_OWN
         keys = await self._keys.of(connection, owner_id)
         own = await self._custom.of(connection, owner_id)

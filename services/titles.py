@@ -29,7 +29,6 @@ _INSTRUCTION = (
     "Write a title of at most six words for a conversation that begins with the text below, in the language of that "
     "text. Answer with the title alone: no quotes, no full stop.\n\n"
 )
-_CHOSEN = "SELECT title_model FROM settings WHERE owner_id = $1"
 # Only a title that was made from the text is replaced: never the user's own.
 _SET = "UPDATE threads SET title = $2, title_source = 'MODEL' WHERE id = $1 AND title_source = 'TEXT'"
 _USED = """
@@ -83,9 +82,19 @@ class Titles:
         # For metrics: by how it went.
         self.outcomes: Counter[str] = Counter()
 
-    def begin(self, viewer: Viewer, thread_id: UUID, assistant_message_id: UUID, question: str) -> None:
-        """Start to title a new thread by its first question; its usage is counted with the first answer's message."""
-        task = asyncio.create_task(self._title(viewer, thread_id, assistant_message_id, question), name="title")
+    def begin(
+        self, viewer: Viewer, thread_id: UUID, assistant_message_id: UUID, question: str, chosen: str | None
+    ) -> None:
+        """Start to title a new thread by its first question; its usage is counted with the first answer's message.
+
+        Args:
+            chosen: the model that the viewer chose for titles, if any.
+        """
+        model_id = chosen or self._model_id
+        if model_id is None:
+            return
+        title = self._title(viewer, thread_id, assistant_message_id, question, model_id)
+        task = asyncio.create_task(title, name="title")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -95,14 +104,11 @@ class Titles:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _title(self, viewer: Viewer, thread_id: UUID, message_id: UUID, question: str) -> None:
+    async def _title(self, viewer: Viewer, thread_id: UUID, message_id: UUID, question: str, model_id: str) -> None:
         try:
             async with asyncio.timeout(_DEADLINE_SECONDS):
                 async with self._database.acquire() as connection:
-                    chosen = await connection.fetchval(_CHOSEN, viewer.id) or self._model_id
-                    if chosen is None:
-                        return
-                    model, provider = await self._models.resolve(connection, viewer, chosen)
+                    model, provider = await self._models.resolve(connection, viewer, model_id)
                 prompt = _INSTRUCTION + question[:_QUESTION_CHARS]
                 request = GenerationRequest(model.vendor_name, (PromptMessage.of("user", prompt),))
                 said, usage = "", None

@@ -4,16 +4,20 @@ The order inside is what the promises rest on. What can be refused without the d
 idempotency key is written first of all, so that equal requests wait for one another there. Then the thread is locked:
 one writer at a time. The stream's buffer is open before the commit makes the message visible: no reader is too early.
 Where there is a budget, the user's row is locked before everything else.
+
+What a turn costs this process is round trips, so there are few: a question in a new thread is one statement, which is a
+transaction by itself (docs/decisions/0025-round-trips-of-a-turn.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -43,6 +47,7 @@ from services.history import PromptLimits, estimate_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.models import Models
+from services.own_access import HAS_OWN
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
 from storage.base import Storage
@@ -60,20 +65,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MAX_MESSAGES = 100_000
+_MESSAGE_WIDTH = len(MessageRecord._fields)
 
+# The thread, where there is one, is locked behind the key. What it holds is read by the statements that follow: this
+# one began before it had the lock, and would not see what was written until then.
 _TAKE_KEY = """
-INSERT INTO turns (id, owner_id, idempotency_key, fingerprint, thread_id, user_message_id, assistant_message_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (owner_id, idempotency_key) DO NOTHING
-RETURNING id
+WITH taken AS (
+    INSERT INTO turns (id, owner_id, idempotency_key, fingerprint, thread_id, user_message_id, assistant_message_id)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (owner_id, idempotency_key) DO NOTHING RETURNING id
+), thread AS (
+    SELECT id FROM threads WHERE id = $5 AND owner_id = $2 AND EXISTS (SELECT FROM taken) FOR UPDATE
+)
+SELECT EXISTS (SELECT FROM taken) AS taken, EXISTS (SELECT FROM thread) AS locked
 """
 _TAKEN_KEY = """
 SELECT fingerprint, thread_id, user_message_id, assistant_message_id FROM turns
 WHERE owner_id = $1 AND idempotency_key = $2
 """
-_LOCK_THREAD = f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = $1 AND owner_id = $2 FOR UPDATE"  # noqa: S608
 _LEAF = """
-SELECT id, depth FROM messages WHERE thread_id = $1 AND active ORDER BY depth DESC LIMIT 1
+SELECT EXISTS (SELECT FROM messages WHERE thread_id = $1 AND status = 'STREAMING') AS live, leaf.id, leaf.depth
+FROM (VALUES (1)) AS one LEFT JOIN (
+    SELECT id, depth FROM messages WHERE thread_id = $1 AND active ORDER BY depth DESC LIMIT 1
+) AS leaf ON true
 """
 _IS_LIVE = "SELECT EXISTS (SELECT FROM messages WHERE thread_id = $1 AND status = 'STREAMING')"
 _PLACE = """
@@ -91,15 +104,59 @@ SELECT $1, $2, $3, 'TEXT', false, $4, $5, now(), now()
 WHERE $4::uuid IS NULL OR EXISTS (SELECT FROM projects WHERE id = $4 AND owner_id = $2 FOR NO KEY UPDATE)
 RETURNING id
 """
-# The model of a turn that names none: its project's, else its owner's.
-_CHOSEN_MODEL = """
-SELECT coalesce(
+# What is chosen where a turn names no model: its project's, else its owner's. The one that makes titles for its owner.
+_ASKER = f"""
+SELECT {HAS_OWN} AS has_own, s.title_model, coalesce(
     (SELECT p.default_model FROM projects p WHERE p.owner_id = $1 AND p.id = coalesce($3, (
         SELECT t.project_id FROM threads t WHERE t.id = $2 AND t.owner_id = $1
-    ))),
-    (SELECT default_model FROM settings WHERE owner_id = $1)
+    ))), s.default_model
+) AS default_model
+FROM (VALUES (1)) AS one LEFT JOIN settings s ON s.owner_id = $1
+"""  # noqa: S608 - texts of ours
+# The question, the answer's placeholder and the stream, in the thread that what stands before gives.
+_BOTH = f"""
+said AS (
+    INSERT INTO messages (id, owner_id, thread_id, parent_id, active_child_id, depth, active, role, status, parts,
+        model, created_at, updated_at)
+    SELECT said.id, $1, thread.id, said.parent_id, said.child_id, said.depth, true, said.role, said.status, said.parts,
+        said.model, now(), now()
+    FROM thread, (
+        VALUES ($3::uuid, $5::uuid, $4::uuid, $6::int, 'USER', 'COMPLETE', $7::jsonb, NULL::text),
+            ($4, $3, NULL, $6 + 1, 'ASSISTANT', 'STREAMING', '[]', $8)
+    ) AS said (id, parent_id, child_id, depth, role, status, parts, model)
+    ORDER BY said.depth RETURNING {MESSAGE_COLUMNS}
+), stream AS (
+    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reasoning_effort)
+    SELECT $4, $1, $9, 1, now() + make_interval(secs => $10), $11 FROM thread
 )
-"""
+SELECT {", ".join(f"said.{name}" for name in MESSAGE_COLUMNS.split(", "))},
+    {", ".join(f"thread.{name}" for name in THREAD_COLUMNS.split(", "))}
+FROM said, thread ORDER BY said.depth
+"""  # noqa: S608 - only column names are put in
+# All of a turn in a new thread; nothing where the key is taken. Not for a thread of a project: that would have to be
+# locked behind the key, and what one statement writes has no such order.
+_BEGIN_THREAD = f"""
+WITH taken AS (
+    INSERT INTO turns (id, owner_id, idempotency_key, fingerprint, thread_id, user_message_id, assistant_message_id)
+    VALUES ($13, $1, $14, $15, $2, $3, $4) ON CONFLICT (owner_id, idempotency_key) DO NOTHING RETURNING id
+), thread AS (
+    INSERT INTO threads (id, owner_id, title, title_source, pinned, temporary, expires_at, created_at, updated_at)
+    SELECT $2, $1, $16, 'TEXT', false, $17, CASE WHEN $17 THEN now() + make_interval(secs => $12) END, now(), now()
+    FROM taken RETURNING {THREAD_COLUMNS}
+), {_BOTH}
+"""  # noqa: S608 - only column names are put in
+_TOUCH = f"""
+UPDATE threads SET updated_at = now(), expires_at = CASE
+    WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $12)) ELSE expires_at
+END
+WHERE id = $2 RETURNING {THREAD_COLUMNS}
+"""  # noqa: S608 - only column names are put in
+# The same below a message, in a thread that is locked.
+_CONTINUE = f"""
+WITH parent AS (
+    UPDATE messages SET active_child_id = $3 WHERE id = $5
+), thread AS ({_TOUCH}), {_BOTH}
+"""  # noqa: S608 - texts of ours
 _ADD_QUESTION = """
 WITH parent AS (
     UPDATE messages SET active_child_id = $1 WHERE id = $4
@@ -107,23 +164,21 @@ WITH parent AS (
 INSERT INTO messages (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $5, true, 'USER', 'COMPLETE', $6::jsonb, now(), now())
 """
+# The answer alone, to a question that is there.
 _ADD_ANSWER = f"""
 WITH parent AS (
-    UPDATE messages SET active_child_id = $1 WHERE id = $4
+    UPDATE messages SET active_child_id = $4 WHERE id = $3
 ), answer AS (
     INSERT INTO messages (id, owner_id, thread_id, parent_id, depth, active, role, status, parts, model, created_at,
         updated_at)
-    VALUES ($1, $2, $3, $4, $5, true, 'ASSISTANT', 'STREAMING', '[]', $6, now(), now())
+    VALUES ($4, $1, $2, $3, $5, true, 'ASSISTANT', 'STREAMING', '[]', $6, now(), now())
 ), stream AS (
-    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reserved_tokens, reserved_cost_micros,
-        reasoning_effort, answer_tokens)
-    VALUES ($1, $2, $7, 1, now() + make_interval(secs => $8), $9, $10, $12, $13)
+    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reasoning_effort, reserved_tokens,
+        reserved_cost_micros, answer_tokens)
+    VALUES ($4, $1, $7, 1, now() + make_interval(secs => $8), $9, $10, $11, $13)
 )
-UPDATE threads SET updated_at = now(), expires_at = CASE
-    WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $11)) ELSE expires_at
-END
-WHERE id = $3 RETURNING {THREAD_COLUMNS}
-"""  # noqa: S608
+{_TOUCH}
+"""  # noqa: S608 - texts of ours
 _BEGIN_ANEW = """
 WITH stream AS (
     UPDATE streams SET holder = $4, lease_expires_at = now() + make_interval(secs => $5)
@@ -132,7 +187,10 @@ WITH stream AS (
 UPDATE messages SET attempt = messages.attempt + 1 FROM stream WHERE messages.id = $1 AND messages.attempt = $3
 RETURNING parent_id, reasoning_effort, answer_tokens
 """
-_FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
+# The question first.
+_FIND = f"""
+SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2 ORDER BY depth
+"""  # noqa: S608 - only column names are put in
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +231,7 @@ class _NewTurn:
     answer_id: UUID
     model: ModelRecord
     provider: Provider
+    title_model: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +247,18 @@ class _Asked:
 class _Written:
     """What the transaction of a turn wrote."""
 
-    thread: ThreadRecord
-    reservation: Reservation
+    turn: Turn
+    reservation: Reservation = field(default_factory=Reservation)
+
+    @classmethod
+    def of(cls, rows: Sequence[asyncpg.Record]) -> _Written:
+        """From the rows of the two messages, each with the thread's behind it."""
+        question, answer = (MessageRecord._make(row[:_MESSAGE_WIDTH]) for row in rows)
+        return cls(Turn(ThreadRecord._make(rows[0][_MESSAGE_WIDTH:]), question, answer))
+
+
+# None: the key was taken before.
+_Write: TypeAlias = "Callable[[Connection], Awaitable[_Written | None]]"
 
 
 class Turns:
@@ -257,25 +326,36 @@ class Turns:
             project_id=begun.project_id,
         )
 
+        title = title_from_text(text)
+
+        async def begin(connection: Connection) -> _Written | None:
+            values = (new_id(), request.idempotency_key, new.fingerprint, title, begun.temporary)
+            rows = await connection.fetch(_BEGIN_THREAD, *self._said(new, None, 0, text, ()), *values)
+            return _Written.of(rows) if rows else None
+
         async def write(connection: Connection) -> _Written:
             parent_id, depth = None, 0
             if thread_id is None:
-                title = title_from_text(text)
-                values = (new.thread_id, viewer.id, title, begun.project_id, begun.temporary)
-                if await connection.fetchval(_ADD_THREAD, *values) is None:
+                thread = (new.thread_id, viewer.id, title, begun.project_id, begun.temporary)
+                if await connection.fetchval(_ADD_THREAD, *thread) is None:
                     raise NotFoundError("project", field="projectId")
             else:
-                await self._lock_idle(connection, viewer, thread_id, field="threadId")
-                if leaf := await connection.fetchrow(_LEAF, thread_id):
+                leaf = await connection.fetchrow(_LEAF, thread_id)
+                if leaf["live"]:
+                    raise ThreadBusyError
+                if leaf["id"] is not None:
                     parent_id, depth = leaf["id"], leaf["depth"] + 1
             if depth + 2 > _MAX_MESSAGES:
                 raise BadUserInputError("This thread is full; begin a new one.", field="threadId")
             files = await self._take(connection, viewer, attachment_ids)
             return await self._add(connection, new, parent_id, depth, text, files)
 
-        turn = await self._once(new, write)
+        if thread_id is None and begun.project_id is None and not attachment_ids and not self._budgets.any:
+            turn = await self._own(self._make(new, self._database.acquire, begin))
+        else:
+            turn = await self._once(new, write, locks=None if thread_id is None else "thread", field="threadId")
         if thread_id is None and turn.assistant_message.id == new.answer_id:
-            self._titles.begin(viewer, new.thread_id, new.answer_id, text)
+            self._titles.begin(viewer, new.thread_id, new.answer_id, text, new.title_model)
         return turn
 
     async def edit(
@@ -301,7 +381,7 @@ class Turns:
         new = await self._prepare(viewer, request, "edit", place["thread_id"], new_id(), *said)
 
         async def write(connection: Connection) -> _Written:
-            await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
+            await _refuse_busy(connection, new.thread_id)
             await leave_branch(connection, new.thread_id, place["parent_id"])
             if attachment_ids is None:
                 kept = [part.attachment_id for part in parts_from_json(place["parts"]) if isinstance(part, FilePart)]
@@ -310,7 +390,7 @@ class Turns:
                 files = await self._take(connection, viewer, attachment_ids)
             return await self._add(connection, new, place["parent_id"], place["depth"], text, files)
 
-        return await self._once(new, write)
+        return await self._once(new, write, locks="message", field="messageId")
 
     async def retry(self, viewer: Viewer, request: TurnRequest, *, message_id: UUID) -> Turn:
         """Have an answer written again: another answer beside it becomes active.
@@ -322,11 +402,11 @@ class Turns:
         new = await self._prepare(viewer, request, "retry", place["thread_id"], place["parent_id"], message_id.hex)
 
         async def write(connection: Connection) -> _Written:
-            await self._lock_idle(connection, viewer, new.thread_id, field="messageId")
+            await _refuse_busy(connection, new.thread_id)
             await leave_branch(connection, new.thread_id, new.user_message_id)
             return await self._add(connection, new, new.user_message_id, place["depth"], None)
 
-        return await self._once(new, write)
+        return await self._once(new, write, locks="message", field="messageId")
 
     async def _prepare(
         self,
@@ -340,13 +420,15 @@ class Turns:
     ) -> _NewTurn:
         checked_key(request.idempotency_key)
         self._refuse_while_draining()
-        model_id = request.model_id
         async with self._database.acquire() as connection:
-            if model_id is None:
-                model_id = await connection.fetchval(_CHOSEN_MODEL, viewer.id, thread_id, project_id)
-            model, provider = await self._models.resolve(connection, viewer, model_id)
+            asker = await connection.fetchrow(_ASKER, viewer.id, thread_id, project_id)
+            model_id = asker["default_model"] if request.model_id is None else request.model_id
+            model, provider = await self._models.resolve(connection, viewer, model_id, has_own=asker["has_own"])
         asked = orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])
-        return _NewTurn(viewer, request, sha256(asked).digest(), thread_id, user_message_id, new_id(), model, provider)
+        return _NewTurn(
+            *(viewer, request, sha256(asked).digest(), thread_id, user_message_id, new_id()),
+            *(model, provider, asker["title_model"]),
+        )
 
     async def _place(self, viewer: Viewer, message_id: UUID, role: MessageRole) -> asyncpg.Record:
         async with self._database.acquire() as connection:
@@ -359,12 +441,6 @@ class Turns:
         if place["siblings"] >= MAX_SIBLINGS:
             raise BadUserInputError(f"A message has at most {MAX_SIBLINGS} versions.", field="messageId")
         return place
-
-    async def _lock_idle(self, connection: Connection, viewer: Viewer, thread_id: UUID, *, field: str) -> None:
-        if await connection.fetchrow(_LOCK_THREAD, thread_id, viewer.id) is None:
-            raise NotFoundError("thread" if field == "threadId" else "message", field=field)
-        if await connection.fetchval(_IS_LIVE, thread_id):
-            raise ThreadBusyError
 
     async def _take(self, connection: Connection, viewer: Viewer, ids: Sequence[UUID]) -> list[FilePart]:
         files = await take_attachments(connection, viewer.id, ids)
@@ -382,6 +458,10 @@ class Turns:
         files: Sequence[FilePart] = (),
     ) -> _Written:
         """Write the question (None: there already, as `parent_id`) and its answer's placeholder with its stream."""
+        if text is not None and not self._budgets.any:
+            written = _Written.of(await connection.fetch(_CONTINUE, *self._said(new, parent_id, depth, text, files)))
+            await link_attachments(connection, new.user_message_id, files)
+            return written
         owner_id = new.viewer.id
         if text is not None:
             parts = parts_to_json([*files, TextPart(text)])
@@ -396,41 +476,72 @@ class Turns:
             reservation = await self._budgets.reserve(connection, new.viewer, tokens, new.model.prices)
         row = await connection.fetchrow(
             _ADD_ANSWER,
-            *(new.answer_id, owner_id, new.thread_id, new.user_message_id, depth, new.model.id),
-            *(self._leases.holder, self._leases.lease_seconds, reservation.tokens, reservation.cost_micros),
-            *(self._temporary_seconds, new.request.reasoning_effort, reservation.answer_tokens),
+            *(owner_id, new.thread_id, new.user_message_id, new.answer_id, depth, new.model.id),
+            *(self._leases.holder, self._leases.lease_seconds, new.request.reasoning_effort),
+            *(reservation.tokens, reservation.cost_micros, self._temporary_seconds, reservation.answer_tokens),
         )
-        return _Written(ThreadRecord.from_row(row), reservation)
+        thread = ThreadRecord.from_row(row)
+        rows = await connection.fetch(_FIND, [new.user_message_id, new.answer_id], new.viewer.id)
+        return _Written(Turn(thread, *map(MessageRecord.from_row, rows)), reservation)
 
-    async def _once(self, new: _NewTurn, write: Any) -> Turn:
-        """Make the turn, or find the one that its key made before.
+    def _said(
+        self, new: _NewTurn, parent_id: UUID | None, depth: int, text: str, files: Sequence[FilePart]
+    ) -> tuple[Any, ...]:
+        """The parameters of `_BOTH`."""
+        return (
+            *(new.viewer.id, new.thread_id, new.user_message_id, new.answer_id, parent_id, depth),
+            *(parts_to_json([*files, TextPart(text)]), new.model.id),
+            *(self._leases.holder, self._leases.lease_seconds, new.request.reasoning_effort, self._temporary_seconds),
+        )
 
-        In a task of its own: a caller that leaves between the commit and the start of the answer must not part the two.
+    async def _once(self, new: _NewTurn, write: _Write, *, locks: str | None, field: str) -> Turn:
+        """Make the turn in a transaction, or find the one that its key made before.
+
+        Args:
+            write: writes it; the key is taken, and the thread is locked.
+            locks: what is missing where there is no such thread to be locked; None: it is made by `write`.
+            field: which field of the input named it.
         """
-        return await self._own(self._make(new, write))
+
+        async def keyed(connection: Connection) -> _Written | None:
+            if self._budgets.any:
+                await self._budgets.lock(connection, new.viewer)
+            key = await connection.fetchrow(
+                _TAKE_KEY,
+                *(new_id(), new.viewer.id, new.request.idempotency_key, new.fingerprint),
+                *(new.thread_id, new.user_message_id, new.answer_id),
+            )
+            if not key["taken"]:
+                return None
+            if locks is not None and not key["locked"]:
+                raise NotFoundError(locks, field=field)
+            return await write(connection)
+
+        return await self._own(self._make(new, self._database.transaction, keyed))
 
     def _refuse_while_draining(self) -> None:
         if self._generations.draining:
             raise UnavailableError("The server is shutting down; try again.")
 
-    async def _make(self, new: _NewTurn, write: Any) -> Turn:
+    async def _make(
+        self, new: _NewTurn, connect: Callable[[], AbstractAsyncContextManager[Connection]], write: _Write
+    ) -> Turn:
+        """Write the turn and begin its answer; or, where `write` finds the key taken, the turn that it made before.
+
+        In a task of its own: a caller that leaves between the commit and the start of the answer must not part the two.
+
+        Args:
+            connect: gives the connection, in a transaction where `write` is more than one statement.
+        """
         # Once more: from here on, the drain waits for it.
         self._refuse_while_draining()
         buffer = self._hub.open(new.answer_id, new.viewer.id)
         started = False
         try:
-            async with self._database.transaction() as connection:
-                if self._budgets.any:
-                    await self._budgets.lock(connection, new.viewer)
-                taken = await connection.fetchval(
-                    _TAKE_KEY,
-                    *(new_id(), new.viewer.id, new.request.idempotency_key, new.fingerprint),
-                    *(new.thread_id, new.user_message_id, new.answer_id),
-                )
-                if taken is None:
+            async with connect() as connection:
+                written = await write(connection)
+                if written is None:
                     return await self._repeat(connection, new)
-                written: _Written = await write(connection)
-                rows = await connection.fetch(_FIND, [new.user_message_id, new.answer_id], new.viewer.id)
             hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
             asked = _Asked(new.user_message_id, new.request.reasoning_effort, written.reservation.answer_tokens)
             self._start(hold, buffer, asked, new.model, new.provider)
@@ -444,8 +555,7 @@ class Turns:
             if not started:
                 self._hub.remove(new.answer_id)
                 buffer.close()
-        by_id = {row["id"]: MessageRecord.from_row(row) for row in rows}
-        return Turn(written.thread, by_id[new.user_message_id], by_id[new.answer_id])
+        return written.turn
 
     async def settled(self, within: float) -> None:
         """Wait until no turn is being made, for so many seconds at most: new ones are refused by then."""
@@ -539,10 +649,10 @@ class Turns:
             new.viewer.id,
         )
         ids = [before["user_message_id"], before["assistant_message_id"]]
-        by_id = {row["id"]: MessageRecord.from_row(row) for row in await connection.fetch(_FIND, ids, new.viewer.id)}
-        if thread is None or len(by_id) < 2:
+        rows = await connection.fetch(_FIND, ids, new.viewer.id)
+        if thread is None or len(rows) < 2:
             raise NotFoundError("thread: it was deleted after this key was used for it", field="idempotencyKey")
-        return Turn(ThreadRecord.from_row(thread), by_id[ids[0]], by_id[ids[1]])
+        return Turn(ThreadRecord.from_row(thread), *map(MessageRecord.from_row, rows))
 
     async def _own(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(work, name="turn")
@@ -555,6 +665,11 @@ class Turns:
         # Asked for here, because a caller that left will not: what failed then was rolled back and concerns nobody.
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a turn was not made: %s", type(error).__name__)
+
+
+async def _refuse_busy(connection: Connection, thread_id: UUID) -> None:
+    if await connection.fetchval(_IS_LIVE, thread_id):
+        raise ThreadBusyError
 
 
 def _fingerprinted(ids: Sequence[UUID] | None) -> list[list[str]]:
