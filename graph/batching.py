@@ -20,7 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 Wanted = frozenset[str] | None
 """The fields of records that will be looked at; None: any. A function of many objects that takes it as `wanted`, by
-keyword, is told by the planned executor; it need not read the others."""
+keyword, is told by the planned executor, and a resolver by `wanted_below`: they need not read the others."""
 
 BATCH = "batch"
 """Where a field's metadata hold its function of many objects."""
@@ -56,6 +56,12 @@ def batched_field(load: Callable[..., Awaitable[Sequence[Any]]], *, description:
         return_annotation=returned.removeprefix("list[").removesuffix("]"),
     )
     return strawberry.field(resolver=resolve, description=description, metadata={BATCH: load})
+
+
+def wanted_below(info: Info) -> Wanted:
+    """The fields of records that will be looked at below the field that is resolved."""
+    wanted: Wanted = getattr(info, "wanted", None)
+    return wanted
 
 
 def unique(keys: Sequence[Key]) -> list[Key]:

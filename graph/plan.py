@@ -70,19 +70,23 @@ class AbandonedError(Exception):
 
 
 class PlannedInfo:
-    """What a resolver is given in place of Strawberry's Info: the context, which is all that ours look at."""
+    """What a resolver is given in place of Strawberry's Info: the context, which is all that ours look at of it.
 
-    __slots__ = ("context",)
+    Attributes:
+        wanted: the fields of records that will be looked at below.
+    """
 
-    def __init__(self, context: Context) -> None:
+    __slots__ = ("context", "wanted")
+
+    def __init__(self, context: Context, wanted: Wanted) -> None:
         self.context = context
+        self.wanted = wanted
 
 
 class Run(NamedTuple):
     """One execution of a plan."""
 
     context: Context
-    info: PlannedInfo
     variables: VariableValues
 
 
@@ -109,7 +113,7 @@ class Plan:
 
     async def execute(self, context: Context, variables: VariableValues) -> ExecutionResult | None:
         """The answer, or None where graphql-core must find it."""
-        run = Run(context, PlannedInfo(context), variables)
+        run = Run(context, variables)
         steps = self._steps
         try:
             data = self._make([None], run)[0]
@@ -274,8 +278,9 @@ class Planner:
                 code.literal(key, None)
                 steps.append(self._step(key, definition, field, nodes, completion))
             if wanted is not None and needs is not None:
-                needed = needs.get(field.python_name, ()) or below
-                wanted = wanted | set(needed) if needed else None
+                needed = needs.get(field.python_name)
+                more = needed(below) if callable(needed) else needed
+                wanted = None if more is None else wanted | set(more)
         return Selection(code.compile(), steps, None if wanted is None else frozenset(wanted))
 
     def _step(
@@ -300,7 +305,8 @@ class Planner:
             return Step(key, definition, nodes, _batch(batch, arguments), complete, waits=True)
         info = resolver.info_parameter.name if resolver.info_parameter else None
         make = _call_each if not resolver.is_async else _await_each
-        called = make(cast("Callable[..., Any]", resolver.wrapped_func), bool(resolver.self_parameter), info, arguments)
+        function = cast("Callable[..., Any]", resolver.wrapped_func)
+        called = make(function, bool(resolver.self_parameter), info, arguments, completion.wanted)
         return Step(key, definition, nodes, called, complete, waits=resolver.is_async)
 
     def _arguments(self, definition: GraphQLField, field: StrawberryField, node: FieldNode) -> _Arguments:
@@ -503,12 +509,12 @@ def _batch(load: Callable[..., Awaitable[Values]], arguments: _Arguments) -> Cal
 
 
 def _call_each(
-    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments
+    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments, wanted: Wanted
 ) -> Callable[[Values, Run], Awaitable[Values]]:
     async def resolve(objects: Values, run: Run) -> Values:
         given = arguments(run)
         if info is not None:
-            given[info] = run.info
+            given[info] = PlannedInfo(run.context, wanted)
         if not takes_self:
             return [resolver(**given) for _ in objects]
         if not given:
@@ -519,12 +525,12 @@ def _call_each(
 
 
 def _await_each(
-    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments
+    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments, wanted: Wanted
 ) -> Callable[[Values, Run], Awaitable[Values]]:
     async def resolve(objects: Values, run: Run) -> Values:
         given = arguments(run)
         if info is not None:
-            given[info] = run.info
+            given[info] = PlannedInfo(run.context, wanted)
         calls = [resolver(one, **given) for one in objects] if takes_self else [resolver(**given) for _ in objects]
         if len(calls) == 1:
             return [await calls[0]]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import strawberry
 
+from graph.batching import wanted_below
 from graph.context import Info
 from graph.scalars import INPUT, key_of
 from graph.types.connection import After, Before, First, Last
@@ -55,8 +56,9 @@ class ThreadQuery:
     ) -> ThreadConnection:
         viewer = info.context.viewer
         request = page_request(ThreadPosition.parse, first, after, last, before)
-        wanted = threads.ALL_LISTED if filter is None else _wanted(filter)
-        return ThreadConnection(page=await info.context.services.threads.page(viewer, request, wanted))
+        listed = threads.ALL_LISTED if filter is None else _listed(filter)
+        page = await info.context.services.threads.page(viewer, request, listed, wanted_below(info))
+        return ThreadConnection(page=page)
 
     @strawberry.field(description="One thread; null where the viewer has none of this id.")
     async def thread(self, info: Info, id: ThreadId) -> Thread | None:  # noqa: A002 - the argument's name in the API
@@ -131,7 +133,7 @@ class ThreadMutation:
         return DeleteThreadPayload(deleted_thread_id=input.thread_id)
 
 
-def _wanted(given: ThreadFilter) -> threads.ThreadFilter:
+def _listed(given: ThreadFilter) -> threads.ThreadFilter:
     return threads.ThreadFilter(
         archived=given.archived,
         temporary=given.temporary,

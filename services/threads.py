@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from models.database import Database
-from models.records import THREAD_COLUMNS, ThreadRecord
+from models.records import THREAD_COLUMNS, ProjectRecord, ThreadRecord, project_columns, thread_columns
 from services.errors import BadUserInputError, NotFoundError
 from services.input import checked_expiry, checked_line, checked_text, escaped_like
 from services.paging import Page, PageRequest, ThreadPosition
@@ -27,10 +28,10 @@ _MOVE = f"UPDATE threads SET project_id = $2 WHERE id = $1 RETURNING {THREAD_COL
 _PROJECT = "SELECT id FROM projects WHERE id = $1 AND owner_id = $2"
 
 
-def _rows_query(scope: str, order: str) -> str:
+def _rows_query(scope: str, order: str, columns: str = THREAD_COLUMNS) -> str:
     # Row comparisons and one direction for all keys: an index serves filter and order both ways.
     return f"""
-    SELECT {THREAD_COLUMNS} FROM threads
+    SELECT {columns} FROM threads t
     WHERE {scope} AND archived = $2 AND temporary = $3
     AND (pinned, updated_at, id) < ($4, $5, $6) AND (pinned, updated_at, id) > ($7, $8, $9)
     AND ($11::boolean IS NULL OR pinned = $11) AND ($12::text IS NULL OR title ILIKE $12)
@@ -38,8 +39,22 @@ def _rows_query(scope: str, order: str) -> str:
     """  # noqa: S608
 
 
-def _list_query(order: str) -> str:
-    return _rows_query("owner_id = $1 AND ($13::boolean IS NULL OR (project_id IS NOT NULL) = $13)", order)
+@lru_cache(maxsize=256)
+def _list_query(order: str, wanted: frozenset[str] | None) -> str:
+    """Behind the columns of a thread, those of its project where any are wanted."""
+    scope = "owner_id = $1 AND ($13::boolean IS NULL OR (project_id IS NOT NULL) = $13)"
+    if not (of_project := _of_project(wanted)):
+        return _rows_query(scope, order, thread_columns(wanted))
+    return f"""
+    SELECT {thread_columns(wanted)}, {project_columns(of_project | {"id"})}
+    FROM ({_rows_query(scope, order, "*")}) t LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1
+    ORDER BY t.pinned {order}, t.updated_at {order}, t.id {order}
+    """  # noqa: S608 - only column names are put in
+
+
+def _of_project(wanted: frozenset[str] | None) -> frozenset[str]:
+    prefix = "project."
+    return frozenset(name.removeprefix(prefix) for name in wanted or () if name.startswith(prefix))
 
 
 def _project_query(order: str) -> str:
@@ -50,8 +65,6 @@ def _project_query(order: str) -> str:
     """  # noqa: S608
 
 
-_LIST = _list_query("DESC")
-_LIST_BACKWARDS = _list_query("ASC")
 _OF_PROJECTS = _project_query("DESC")
 _OF_PROJECTS_BACKWARDS = _project_query("ASC")
 # Ends of the list that no row reaches.
@@ -89,36 +102,44 @@ class Threads:
         self._end_live = end_live
 
     async def page(
-        self, viewer: Viewer, request: PageRequest[ThreadPosition], wanted: ThreadFilter = ALL_LISTED
+        self,
+        viewer: Viewer,
+        request: PageRequest[ThreadPosition],
+        listed: ThreadFilter = ALL_LISTED,
+        wanted: frozenset[str] | None = None,
     ) -> Page[ThreadRecord]:
         """One page of the list.
+
+        Args:
+            wanted: the fields of the records that will be looked at, and, as `project.name`, those of their projects'
+                records, which are read with them then; the others may be None. None: all of the threads.
 
         Raises:
             BadUserInputError: the title to look for cannot be one.
             NotFoundError: no such project of the viewer's.
         """
-        if wanted.project_id is not None:
+        if listed.project_id is not None:
             async with self._database.acquire() as connection:
-                if await connection.fetchval(_PROJECT, wanted.project_id, viewer.id) is None:
+                if await connection.fetchval(_PROJECT, listed.project_id, viewer.id) is None:
                     raise NotFoundError("project", field="projectId")
-            if wanted.in_project is False:
+            if listed.in_project is False:
                 return Page.of(request, [])
-            return (await self.pages_of_projects(viewer, [wanted.project_id], request, wanted))[0]
-        arguments = _arguments(viewer, request, wanted)
+            return (await self.pages_of_projects(viewer, [listed.project_id], request, listed))[0]
+        arguments = _arguments(viewer, request, listed)
         async with self._database.acquire() as connection:
-            query = _LIST_BACKWARDS if request.backwards else _LIST
-            rows = await connection.fetch(query, *arguments, wanted.in_project)
-        return Page.of(request, [ThreadRecord._make(row) for row in rows])
+            query = _list_query("ASC" if request.backwards else "DESC", wanted)
+            rows = await connection.fetch(query, *arguments, listed.in_project)
+        return Page.of(request, _with_projects(rows) if _of_project(wanted) else list(map(ThreadRecord._make, rows)))
 
     async def pages_of_projects(
         self,
         viewer: Viewer,
         project_ids: Sequence[UUID],
         request: PageRequest[ThreadPosition],
-        wanted: ThreadFilter = ALL_LISTED,
+        listed: ThreadFilter = ALL_LISTED,
     ) -> list[Page[ThreadRecord]]:
         """One page of each project's threads, in one query."""
-        arguments = _arguments(viewer, request, wanted)
+        arguments = _arguments(viewer, request, listed)
         async with self._database.acquire() as connection:
             query = _OF_PROJECTS_BACKWARDS if request.backwards else _OF_PROJECTS
             rows = await connection.fetch(query, *arguments, project_ids)
@@ -227,16 +248,31 @@ class Threads:
         return ThreadRecord.from_row(row)
 
 
-def _arguments(viewer: Viewer, request: PageRequest[ThreadPosition], wanted: ThreadFilter) -> tuple[Any, ...]:
+def _with_projects(rows: Sequence[Any]) -> list[ThreadRecord]:
+    """Threads from rows that have the project's columns behind their own."""
+    width = len(ThreadRecord._fields)
+    projects: dict[UUID | None, ProjectRecord | None] = {None: None}
+    records = []
+    for row in rows:
+        record = ThreadRecord._make(row[:width])
+        key = row[width]
+        if key not in projects:
+            projects[key] = ProjectRecord._make(row[width:])
+        record.join(projects[key])
+        records.append(record)
+    return records
+
+
+def _arguments(viewer: Viewer, request: PageRequest[ThreadPosition], listed: ThreadFilter) -> tuple[Any, ...]:
     above, below = request.after or _TOP, request.before or _BOTTOM
     pattern = None
-    if wanted.title is not None:
-        pattern = f"%{escaped_like(checked_text(wanted.title, field='title', max_bytes=MAX_TITLE_BYTES))}%"
+    if listed.title is not None:
+        pattern = f"%{escaped_like(checked_text(listed.title, field='title', max_bytes=MAX_TITLE_BYTES))}%"
     return (
         viewer.id,
-        *(wanted.archived, wanted.temporary),
+        *(listed.archived, listed.temporary),
         *(above.pinned, above.updated_at, above.id),
         *(below.pinned, below.updated_at, below.id),
         request.limit + 1,
-        *(wanted.pinned, pattern),
+        *(listed.pinned, pattern),
     )

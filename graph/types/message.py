@@ -16,7 +16,7 @@ from graph.scalars import JSON, BigInt, Cursor
 from graph.types.attachment import Attachment
 from graph.types.connection import PageInfo, page_info
 from graph.types.model import Model, models_of
-from graph.types.node import Needs, Node, RecordView
+from graph.types.node import Needs, Node, RecordView, selected_below
 from models import parts as stored_parts
 from models.ids import IdKind
 from models.records import MessageFailure, MessageRecord, MessageTokens, ThreadRecord
@@ -342,7 +342,7 @@ _CODES = dict(MessageErrorCode.__members__)
 class MessageEdge:
     """An edge."""
 
-    needs: ClassVar[Needs] = {"cursor": ("depth",), "node": None}
+    needs: ClassVar[Needs] = {"cursor": ("depth",), "node": selected_below}
     cursor: Cursor = strawberry.field(description="This place.")
     node: Message = strawberry.field(description="The message.")
 
@@ -351,7 +351,7 @@ class MessageEdge:
 class MessageConnection:
     """A connection of messages."""
 
-    needs: ClassVar[Needs] = {"page_info": ("depth",), "edges": None, "nodes": None}
+    needs: ClassVar[Needs] = {"page_info": ("depth",), "edges": selected_below, "nodes": selected_below}
     page: strawberry.Private[Page[MessageRecord]]
     thread: strawberry.Private[ThreadRecord]
 

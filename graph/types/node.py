@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import strawberry
 
+from graph.batching import Wanted
 from models.ids import IdKind, outside_id
 
-Needs = Mapping[str, tuple[str, ...] | None]
-"""What fields of a type look at in the rows it shows, by the fields' Python names: the names of fields of the record.
+Needs = Mapping[str, tuple[str, ...] | Callable[[Wanted], Wanted]]
+"""What fields of a type look at in the rows it shows, by the fields' Python names.
 
-None stands for what is selected below. A field that is not named looks at all, or is a field of the record itself.
+The names of fields of the record, or what finds them from what is looked at below the field. A field that is not named
+looks at all.
 """
+
+
+def selected_below(wanted: Wanted) -> Wanted:
+    """The need of a field that hands the same records on."""
+    return wanted
 
 
 @strawberry.interface(description="An object with an id of its own, found again by `node`.")

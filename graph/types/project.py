@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import strawberry
 
@@ -13,7 +13,7 @@ from graph.context import Context
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
 from graph.types.model import Model, models_of
-from graph.types.node import Node, RecordView
+from graph.types.node import Needs, Node, RecordView
 from models.ids import IdKind
 from models.records import ProjectRecord
 from services.paging import AgePosition, Page, ThreadPosition, page_request
@@ -63,6 +63,13 @@ class Project(RecordView, Node):
     """A project."""
 
     kind = IdKind.PROJECT
+    needs: ClassVar[Needs] = {
+        name: (name,)
+        for name in (
+            *("id", "name", "description", "color", "icon", "prompt", "default_model", "archived", "thread_count"),
+            *("created_at", "updated_at"),
+        )
+    }
     record: strawberry.Private[ProjectRecord]
     name: str = strawberry.field(description="As its user named it.")
     description: str | None = strawberry.field(description="What it is about.")

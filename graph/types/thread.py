@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import ClassVar
 from uuid import UUID
 
 import strawberry
@@ -12,7 +13,7 @@ from graph.context import Context
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
 from graph.types.message import Message, MessageConnection
-from graph.types.node import Node, RecordView
+from graph.types.node import Needs, Node, RecordView, selected_below
 from graph.types.project import Project
 from graph.types.share import Share
 from graph.types.usage import TokenTotals
@@ -22,12 +23,19 @@ from services.paging import Page, PathPosition, ThreadPosition, page_request
 
 
 async def _projects(threads: list[Thread], context: Context) -> list[Project | None]:
+    if all(thread.record.with_project for thread in threads):
+        return [None if (record := thread.record.project) is None else Project.of(record) for thread in threads]
     ids = unique([thread.record.project_id for thread in threads if thread.record.project_id is not None])
     if not ids:
         return [None] * len(threads)
     records = await context.services.projects.find_many(context.viewer, ids)
     projects: dict[UUID | None, Project] = {one.id: Project.of(one) for one in records if one is not None}
     return [projects.get(thread.record.project_id) for thread in threads]
+
+
+def _of_project(below: Wanted) -> Wanted:
+    """Those of the project can be read with the thread."""
+    return frozenset({"project_id"} if below is None else {"project_id", *(f"project.{name}" for name in below)})
 
 
 async def _messages(
@@ -44,6 +52,11 @@ async def _messages(
     ids = unique([thread.record.id for thread in threads])
     pages = dict(zip(ids, await context.services.messages.pages(context.viewer, ids, request, wanted), strict=True))
     return [MessageConnection(page=pages[thread.record.id], thread=thread.record) for thread in threads]
+
+
+def _of_messages(below: Wanted) -> Wanted:
+    """All where a message may show its thread again, or messages beside it may."""
+    return None if below is None or below & {"thread_id", "parent_id"} else frozenset({"id"})
 
 
 async def _live_messages(threads: list[Thread], context: Context) -> list[Message | None]:
@@ -70,6 +83,13 @@ class Thread(RecordView, Node):
     """A thread."""
 
     kind = IdKind.THREAD
+    needs: ClassVar[Needs] = {
+        **{name: (name,) for name in ("id", "title", "pinned", "archived", "temporary")},
+        **{name: (name,) for name in ("expires_at", "created_at", "updated_at")},
+        "project": _of_project,
+        "messages": _of_messages,
+        "usage": ("id",),
+    }
     record: strawberry.Private[ThreadRecord]
     title: str = strawberry.field(
         description="From the first question at first, then by a model where one is set, or as its user named it."
@@ -105,10 +125,15 @@ class Thread(RecordView, Node):
     )
 
 
+# What a place in the list is made of.
+_PLACE = ("pinned", "updated_at", "id")
+
+
 @strawberry.type(description="A thread in its place in the list.")
 class ThreadEdge:
     """An edge."""
 
+    needs: ClassVar[Needs] = {"cursor": _PLACE, "node": selected_below}
     cursor: Cursor = strawberry.field(description="This place.")
     node: Thread = strawberry.field(description="The thread.")
 
@@ -117,6 +142,7 @@ class ThreadEdge:
 class ThreadConnection:
     """A connection of threads."""
 
+    needs: ClassVar[Needs] = {"page_info": _PLACE, "edges": selected_below, "nodes": selected_below}
     page: strawberry.Private[Page[ThreadRecord]]
 
     @strawberry.field(description="The threads with their places.")

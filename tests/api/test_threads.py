@@ -311,6 +311,18 @@ async def test_a_page_of_many_threads_asks_as_often_as_one_of_few(client: Client
     assert counts[0] == counts[1] <= 8
 
 
+async def test_a_page_of_threads_is_read_with_its_projects(client: Client, server: Server) -> None:
+    project = "mutation($name: String!) { createProject(input: {name: $name}) { project { id } } }"
+    ids = [(await client.run(project, {"name": name}))["createProject"]["project"]["id"] for name in ("One", "Two")]
+    for project_id in (*ids, None, ids[0]):
+        turn = await client.send("Question", projectId=project_id)
+        await client.finish(turn["assistantMessage"]["id"])
+    query = "{ threads { nodes { project { id name } } } }"
+    shown = [thread["project"] for thread in (await client.run(query))["threads"]["nodes"]]
+    assert shown == [{"id": ids[0], "name": "One"}, None, {"id": ids[1], "name": "Two"}, {"id": ids[0], "name": "One"}]
+    assert min([await count_statements(server, lambda: client.run(query)) for _ in range(3)]) == 1
+
+
 async def count_statements(server: Server, action: Any) -> int:
     """How many times the action takes a connection."""
     count = 0
@@ -329,15 +341,18 @@ async def count_statements(server: Server, action: Any) -> int:
     return count
 
 
-async def test_the_list_is_served_by_its_index(server: Server, client: Client) -> None:
+@pytest.mark.parametrize(
+    "wanted", [None, frozenset({"id", "project_id", "project.id", "project.name"})], ids=["alone", "with projects"]
+)
+async def test_the_list_is_served_by_its_index(server: Server, client: Client, wanted: frozenset[str] | None) -> None:
     await add_threads(server, client, [(n % 7 == 0, n) for n in range(5_000)])
     connection = await asyncpg.connect(server.database.url)
     try:
         await connection.execute("ANALYZE threads")
-        from services.threads import _LIST
+        from services.threads import _list_query
 
         plan = await connection.fetch(
-            f"EXPLAIN {_LIST}".replace("$10", "51")
+            f"EXPLAIN {_list_query('DESC', wanted)}".replace("$10", "51")
             .replace("$11", "null")
             .replace("$12", "null")
             .replace("$13", "null")
