@@ -29,8 +29,8 @@ from tests.scripts import SCRIPTS
 
 _URL = "THREADGRAPH_TEST_DATABASE"
 _TEMPLATE = "test_template"
-# The run's database survives no loss of power; tests of what does have one of their own. What is committed is written at
-# once all the same: a vacuum marks nothing as visible to all whose commit waits.
+# The run's database survives no loss of power; tests of what does have one of their own. What is committed is written
+# at once all the same: a vacuum marks nothing as visible to all whose commit waits.
 _CARELESS = {
     "fsync": "off",
     "full_page_writes": "off",
