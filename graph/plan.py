@@ -302,7 +302,7 @@ class Planner:
         if batch is not None:
             if "wanted" in signature(batch).parameters:
                 batch = partial(batch, wanted=completion.wanted)
-            return Step(key, definition, nodes, _batch(batch, arguments), complete, waits=True)
+            return Step(key, definition, nodes, _batch(batch, arguments), _once_each(complete), waits=True)
         info = resolver.info_parameter.name if resolver.info_parameter else None
         make = _call_each if not resolver.is_async else _await_each
         function = cast("Callable[..., Any]", resolver.wrapped_func)
@@ -430,8 +430,11 @@ class _Code:
     def attribute(self, key: str, name: str, kind: GraphQLOutputType) -> None:
         """A leaf that is an attribute."""
         leaf = _named(kind)
-        read = self._read(name)
-        if isinstance(leaf, GraphQLEnumType):
+        written_as = None if self._view is None else self._view.written.get(name)
+        read = self._read(name) if written_as is None else f"r.{written_as}"
+        if written_as is not None:
+            written = "v"
+        elif isinstance(leaf, GraphQLEnumType):
             written = f"{self._bound(_Names(leaf))}[v]"
         else:
             write = _writer(leaf)
@@ -541,6 +544,19 @@ def _await_each(
         return values
 
     return resolve
+
+
+def _once_each(complete: Complete) -> Complete:
+    """For values among which are the same objects again and again: what becomes of one is written as often."""
+
+    async def once_each(values: Values, run: Run) -> Values:
+        distinct = {id(value): value for value in values}
+        if len(distinct) == len(values):
+            return await complete(values, run)
+        completed = dict(zip(distinct, await complete(list(distinct.values()), run), strict=True))
+        return [completed[id(value)] for value in values]
+
+    return once_each
 
 
 def _required(complete: Complete) -> Complete:

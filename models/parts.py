@@ -145,7 +145,11 @@ def parts_from_json(stored: str | bytes) -> list[Part]:
 
 def text_from_json(stored: str | bytes) -> str:
     """The text parts behind a `jsonb` column's text, joined; no part is made for it."""
-    return "".join([part["text"] for part in orjson.loads(stored) if part["type"] == "text"])
+    parts = orjson.loads(stored)
+    if len(parts) == 1 and parts[0]["type"] == "text":
+        text: str = parts[0]["text"]
+        return text
+    return "".join([part["text"] for part in parts if part["type"] == "text"])
 
 
 def shared_parts_from_json(stored: str | bytes) -> list[SharedPart]:

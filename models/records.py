@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from enum import Enum, StrEnum
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from models.parts import Part, SharedPart, parts_from_json, shared_parts_from_json, text_from_json
@@ -68,6 +68,13 @@ class _ThreadRow(NamedTuple):
 
 THREAD_COLUMNS = ", ".join(_ThreadRow._fields)
 
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+def row_maker(kind: type[Row]) -> Callable[[Iterable[Any]], Row]:
+    """What makes rows of a kind from their columns, all and in order, in a third of the time of its `_make`."""
+    return partial(tuple.__new__, kind)
+
 
 class ProjectRecord(NamedTuple):
     """A row of `projects`. `_make` takes one that has just `PROJECT_COLUMNS`."""
@@ -94,24 +101,28 @@ class ProjectRecord(NamedTuple):
 PROJECT_COLUMNS = ", ".join(ProjectRecord._fields)
 
 
+class NotRead(Enum):
+    """In the place of what was not read."""
+
+    NOT_READ = 0
+
+
+NOT_READ = NotRead.NOT_READ
+
+
 class ThreadRecord(_ThreadRow):
     """A row of `threads`. `_make` takes one that has just `THREAD_COLUMNS`, in a tenth of the time of `from_row`.
 
     Attributes:
-        project: its project, where that was read with it, which `with_project` tells.
+        project: its project; `NOT_READ` where that was not read with it.
     """
 
-    with_project = False
-    project: ProjectRecord | None = None
+    project: ProjectRecord | NotRead | None = NOT_READ
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ThreadRecord:
         """From a row with columns of these names."""
         return cls._make([row[name] for name in cls._fields])
-
-    def join(self, project: ProjectRecord | None) -> None:
-        """Remember its project."""
-        self.project, self.with_project = project, True
 
 
 _ROLES = dict(MessageRole.__members__)

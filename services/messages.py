@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from models.database import Database
-from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns
+from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns, row_maker
 from services.errors import NotFoundError
 from services.paging import Page, PageRequest, PathPosition
 from services.viewer import Viewer
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
 MAX_SIBLINGS = 100
+_message = row_maker(MessageRecord)
 
 _M_COLUMNS = message_columns(None)
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
@@ -39,8 +40,9 @@ SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (thread_id) CROSS JOIN LAT
 @lru_cache(maxsize=256)
 def _path_query(order: str, wanted: frozenset[str] | None) -> str:
     return f"""
-    SELECT {message_columns(wanted)}
-    FROM unnest($1::uuid[]) AS wanted (thread_id) JOIN threads t ON t.id = wanted.thread_id AND t.owner_id = $2
+    SELECT {message_columns(wanted)}, wanted.place
+    FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (thread_id, place)
+    JOIN threads t ON t.id = wanted.thread_id AND t.owner_id = $2
     CROSS JOIN LATERAL (
         SELECT * FROM messages WHERE thread_id = t.id AND active AND depth > $3 AND depth < $4
         ORDER BY depth {order} LIMIT $5
@@ -84,7 +86,7 @@ class Messages:
         """Messages in the order of the ids; None where there is none of the viewer's."""
         async with self._database.acquire() as connection:
             rows = await connection.fetch(_FIND, ids, viewer.id)
-        found = {row["id"]: MessageRecord._make(row) for row in rows}
+        found = {row["id"]: _message(row) for row in rows}
         return [found.get(message_id) for message_id in ids]
 
     async def live(self, viewer: Viewer, thread_ids: Sequence[UUID]) -> list[MessageRecord | None]:
@@ -106,20 +108,19 @@ class Messages:
         Args:
             wanted: the fields of the records that will be looked at, the others are None; None: all.
         """
-        fields = None if wanted is None else wanted | {"thread_id"}
         async with self._database.acquire() as connection:
             rows = await connection.fetch(
-                _path_query("DESC" if request.backwards else "ASC", fields),
+                _path_query("DESC" if request.backwards else "ASC", wanted),
                 thread_ids,
                 viewer.id,
                 request.after.depth if request.after else -1,
                 request.before.depth if request.before else _MAX_DEPTH,
                 request.limit + 1,
             )
-        by_thread: dict[UUID, list[MessageRecord]] = {thread_id: [] for thread_id in thread_ids}
+        by_place: list[list[MessageRecord]] = [[] for _ in thread_ids]
         for row in rows:
-            by_thread[row["thread_id"]].append(MessageRecord._make(row))
-        return [Page.of(request, by_thread[thread_id]) for thread_id in thread_ids]
+            by_place[row[-1] - 1].append(_message(row[:-1]))
+        return [Page.of(request, records) for records in by_place]
 
     async def siblings(self, viewer: Viewer, messages: Sequence[tuple[UUID, UUID | None]]) -> list[list[MessageRecord]]:
         """All versions at each message's place, oldest first, itself among them.

@@ -10,13 +10,14 @@ from typing import Any
 from uuid import UUID
 
 from models.database import Database
-from models.records import THREAD_COLUMNS, ProjectRecord, ThreadRecord, project_columns, thread_columns
+from models.records import THREAD_COLUMNS, ProjectRecord, ThreadRecord, project_columns, row_maker, thread_columns
 from services.errors import BadUserInputError, NotFoundError
 from services.input import checked_expiry, checked_line, checked_text, escaped_like
 from services.paging import Page, PageRequest, ThreadPosition
 from services.viewer import Viewer
 
 MAX_TITLE_BYTES = 800
+_thread = row_maker(ThreadRecord)
 _FIND = f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 
 
@@ -129,7 +130,7 @@ class Threads:
         async with self._database.acquire() as connection:
             query = _list_query("ASC" if request.backwards else "DESC", wanted)
             rows = await connection.fetch(query, *arguments, listed.in_project)
-        return Page.of(request, _with_projects(rows) if _of_project(wanted) else list(map(ThreadRecord._make, rows)))
+        return Page.of(request, _with_projects(rows) if _of_project(wanted) else list(map(_thread, rows)))
 
     async def pages_of_projects(
         self,
@@ -145,7 +146,7 @@ class Threads:
             rows = await connection.fetch(query, *arguments, project_ids)
         by_project: dict[UUID | None, list[ThreadRecord]] = {project_id: [] for project_id in project_ids}
         for row in rows:
-            by_project[row["project_id"]].append(ThreadRecord._make(row))
+            by_project[row["project_id"]].append(_thread(row))
         return [Page.of(request, by_project[project_id]) for project_id in project_ids]
 
     async def find(self, viewer: Viewer, thread_id: UUID) -> ThreadRecord | None:
@@ -254,11 +255,11 @@ def _with_projects(rows: Sequence[Any]) -> list[ThreadRecord]:
     projects: dict[UUID | None, ProjectRecord | None] = {None: None}
     records = []
     for row in rows:
-        record = ThreadRecord._make(row[:width])
+        record = _thread(row[:width])
         key = row[width]
         if key not in projects:
             projects[key] = ProjectRecord._make(row[width:])
-        record.join(projects[key])
+        record.project = projects[key]
         records.append(record)
     return records
 

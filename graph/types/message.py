@@ -280,6 +280,7 @@ class Message(RecordView, Node):
         "parent": ("parent_id",),
         "siblings": ("thread_id", "parent_id"),
     }
+    written = {"role": "role_name", "status": "status_name"}  # noqa: RUF012 - declared where it is inherited from
     record: strawberry.Private[MessageRecord]
     thread_record: strawberry.Private[ThreadRecord | None]
     role: MessageRole = strawberry.field(description="Who speaks.")

@@ -39,6 +39,8 @@ class RecordView:
 
     kind: ClassVar[IdKind]
     needs: ClassVar[Needs] = {}
+    written: ClassVar[Mapping[str, str]] = {}
+    """Fields that are written just as another field of the record is: an enum's, which has its names."""
     record: strawberry.Private[Any]
 
     def __getattr__(self, name: str) -> Any:

@@ -18,13 +18,16 @@ from graph.types.project import Project
 from graph.types.share import Share
 from graph.types.usage import TokenTotals
 from models.ids import IdKind
-from models.records import ThreadRecord
+from models.records import NOT_READ, ProjectRecord, ThreadRecord
 from services.paging import Page, PathPosition, ThreadPosition, page_request
 
 
 async def _projects(threads: list[Thread], context: Context) -> list[Project | None]:
-    if all(thread.record.with_project for thread in threads):
-        return [None if (record := thread.record.project) is None else Project.of(record) for thread in threads]
+    read = [thread.record.project for thread in threads]
+    if NOT_READ not in read:
+        # One for each project, however many threads it has.
+        shown = {id(one): Project.of(one) for one in read if isinstance(one, ProjectRecord)}
+        return [shown.get(id(one)) for one in read]
     ids = unique([thread.record.project_id for thread in threads if thread.record.project_id is not None])
     if not ids:
         return [None] * len(threads)
