@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from graphql import OperationDefinitionNode
 from strawberry.dataloader import DataLoader
@@ -61,6 +61,9 @@ class Services:
     search: Search
 
 
+NOTHING_RETURNED: Final = object()
+
+
 @dataclass
 class Context:
     """The context of one operation.
@@ -81,6 +84,8 @@ class Context:
     """Who tells this operation's deltas by their plan (`graph.deltas`), where the operation came by a socket."""
     operation_type: str = ""
     """`query`, `mutation` or `subscription`, once the document is known to be one that can be executed."""
+    returned: Any = NOTHING_RETURNED
+    """What the only root field of a mutation has returned, which must not be called again (see `graph.plan`)."""
     operation_name: str = ""
     """The operation's name in such a document; empty where it has none."""
 

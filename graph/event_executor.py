@@ -20,12 +20,16 @@ from graphql import (
     GraphQLLeafType,
     GraphQLNonNull,
     GraphQLObjectType,
+    GraphQLResolveInfo,
     GraphQLString,
     is_leaf_type,
 )
 from graphql.execution.collect_fields import collect_fields
+from graphql.execution.middleware import MiddlewareManager
 from graphql.type.definition import GraphQLResolveInfoHelpers
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+
+from graph.context import NOTHING_RETURNED
 
 Field = tuple[str, str, Callable[[Any], Any]]
 """Response key, attribute, and how its value is written."""
@@ -60,8 +64,31 @@ class _PlannedEvent:
         return self._plan.result(self._payload)
 
 
+class _Returned(MiddlewareManager):
+    """Has what the root field of a mutation has returned already in the place of its resolver."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self._value = value
+
+    def get_field_resolver(self, field_resolver: Callable[..., Any]) -> Callable[..., Any]:
+        """The resolver itself, but for the root."""
+
+        def resolve(source: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+            return self._value if info.path.prev is None else field_resolver(source, info, **arguments)
+
+        return resolve
+
+
 class EventExecutor(StrawberryGraphQLCoreExecutionContext):
-    """Strawberry's executor, with planned subscription events."""
+    """Strawberry's executor, with planned subscription events, and for what is left of a mutation by plan."""
+
+    def execute_operation(self, serially: bool | None = None) -> Any:
+        """Execute the operation; what its plan has done already is not done again."""
+        returned = getattr(self.context_value, "returned", NOTHING_RETURNED)
+        if returned is not NOTHING_RETURNED:
+            self.middleware_manager = _Returned(returned)
+        return super().execute_operation(serially)
 
     @property
     def async_helpers(self) -> GraphQLResolveInfoHelpers:

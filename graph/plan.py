@@ -8,8 +8,9 @@ stays a `datetime`.
 
 graphql-core remains what decides. It parses, validates, merges selections and coerces variables and arguments. Whatever
 a plan does not know is executed there; and where anything fails below a root field, the plan is given up and the
-operation executed there as well, which finds the errors, their paths and what becomes null. So plans are for queries
-only, which can be asked twice. A property test compares both over generated operations.
+operation executed there as well, which finds the errors, their paths and what becomes null. Queries can be asked twice.
+A mutation cannot: there is a plan where it has one root field, and graphql-core is then handed what that has returned
+(`Context.returned`). A property test compares both over generated operations.
 
 Measurements: docs/decisions/0023-planned-execution.md.
 """
@@ -42,6 +43,7 @@ from graphql import (
     GraphQLString,
     Node,
     OperationDefinitionNode,
+    OperationType,
     VariableNode,
     Visitor,
     is_abstract_type,
@@ -103,13 +105,14 @@ class Completion(NamedTuple):
 
 
 class Plan:
-    """A compiled query."""
+    """A compiled query or mutation."""
 
-    __slots__ = ("_make", "_steps")
+    __slots__ = ("_make", "_once", "_steps")
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, *, once: bool) -> None:
         self._make = selection.make
         self._steps = selection.steps
+        self._once = once
 
     async def execute(self, context: Context, variables: VariableValues) -> ExecutionResult | None:
         """The answer, or None where graphql-core must find it."""
@@ -124,6 +127,8 @@ class Plan:
                 except Exception as error:
                     # Its place in the data holds null already.
                     return ExecutionResult(None if step.required else data, [step.located(error)])
+                if self._once:
+                    context.returned = values[0]
                 data[step.key] = (await step.complete(values, run))[0]
             else:
                 await _fill(steps, [None], [data], run)
@@ -244,10 +249,16 @@ class Planner:
 
     def plan(self) -> Plan:
         """The plan."""
-        root = self._schema.query_type
+        root = self._schema.get_root_type(self._operation.operation)
         assert root is not None
-        collected = collect_fields(self._schema, self._fragments, self._variables, root, self._operation)
-        return Plan(self._selection(root, collected.grouped_field_set, None))
+        fields = collect_fields(self._schema, self._fragments, self._variables, root, self._operation).grouped_field_set
+        once = self._operation.operation is not OperationType.QUERY
+        if once and len(fields) != 1:
+            raise UnplannedError
+        selection = self._selection(root, fields, None)
+        if once and len(selection.steps) != 1:
+            raise UnplannedError
+        return Plan(selection, once=once)
 
     def _selection(
         self, kind: GraphQLObjectType, fields: dict[str, list[FieldDetails]], origin: type | None

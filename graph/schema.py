@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from enum import Enum, EnumMeta
 from typing import Any
@@ -118,10 +118,14 @@ class Subscription(MessageSubscription, ChangeSubscription, UsageSubscription):
 
 
 _MAX_PLANS = 16
+_PLANNED = {
+    GraphQLOperationType.QUERY: OperationType.QUERY,
+    GraphQLOperationType.MUTATION: OperationType.MUTATION,
+}
 
 
 class Schema(strawberry.Schema):
-    """Strawberry's schema, with plans for queries, and without its log of every client's mistakes.
+    """Strawberry's schema, with plans for queries and mutations, and without its log of every client's mistakes.
 
     Errors are logged where they are formatted.
     """
@@ -136,7 +140,7 @@ class Schema(strawberry.Schema):
         variables: dict[str, Any] | None = None,
         operation_name: str | None = None,
         extensions: dict[str, Any] | None = None,
-        allowed: Iterable[OperationType],
+        allowed: Collection[OperationType],
     ) -> ExecutionResult:
         """Execute an operation: by a plan where the document is known and there is one, else as Strawberry does.
 
@@ -144,7 +148,7 @@ class Schema(strawberry.Schema):
             InvalidOperationTypeError: it is none of the allowed.
             CannotGetOperationTypeError: the document has none of this name.
         """
-        planned = await self._run_planned(query, context, variables or {}, operation_name)
+        planned = await self._run_planned(query, context, variables or {}, operation_name, allowed)
         if planned is not None:
             return planned
         return await self.execute(
@@ -157,11 +161,16 @@ class Schema(strawberry.Schema):
         )
 
     async def _run_planned(
-        self, query: str, context: Context, variables: dict[str, Any], operation_name: str | None
+        self,
+        query: str,
+        context: Context,
+        variables: dict[str, Any],
+        operation_name: str | None,
+        allowed: Collection[OperationType],
     ) -> ExecutionResult | None:
         known = self.documents.find(query)
         operation = None if known is None or known.errors else known.operations.get(operation_name)
-        if known is None or operation is None or operation.operation is not GraphQLOperationType.QUERY:
+        if known is None or operation is None or _PLANNED.get(operation.operation) not in allowed:
             return None
         if known.weigh(variables):
             return None

@@ -146,8 +146,33 @@ def operations(
     root = schema.query_type
     assert root is not None
     writing = _Writing(schema, draw, values, without)
-    selection = writing.selection(root, 4)
+    return _whole("query", writing, writing.selection(root, 4))
+
+
+@st.composite
+def mutations(
+    draw: Draw,
+    schema: GraphQLSchema,
+    values: Mapping[str, Sequence[str]],
+    without: frozenset[str],
+    asked: Sequence[str],
+) -> Operation:
+    """Mutations of one root field, with whatever can be selected of what they return.
+
+    Args:
+        values, without: as those of `operations`.
+        asked: the root fields with their arguments.
+    """
+    root = schema.mutation_type
+    assert root is not None
+    writing = _Writing(schema, draw, values, without)
+    field = draw(st.sampled_from(asked))
+    payload = get_named_type(root.fields[field.partition("(")[0]].type)
+    return _whole("mutation", writing, f"{{ {field} {writing.selection(payload, 4)} }}")
+
+
+def _whole(kind: str, writing: _Writing, selection: str) -> Operation:
     variables = {name: value for name, (_, value) in writing.variables.items()}
     heads = [f"${name}: {kind}" for name, (kind, _) in writing.variables.items()]
-    head = f"query Random{'(' + ', '.join(heads) + ')' if heads else ''} "
+    head = f"{kind} Random{'(' + ', '.join(heads) + ')' if heads else ''} "
     return Operation("\n".join([head + selection, *writing.fragments]), variables)

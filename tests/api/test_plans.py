@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
@@ -15,11 +16,12 @@ from strawberry.types.graphql import OperationType
 from graph.context import Context, Services
 from graph.plan import Plan
 from graph.schema import Schema
+from models.records import ThreadRecord
 from server.graphql_http import result_payload
 from server.runtime import Server
 from services.viewer import Viewer
 from tests.client import Client, connect
-from tests.operations import Operation, operations
+from tests.operations import Operation, mutations, operations
 
 # A link is signed anew with every reading, and a report tells the hour.
 WITHOUT = frozenset({"url", "usage"})
@@ -33,6 +35,8 @@ class World:
     services: Services
     viewer: Viewer
     values: dict[str, list[str]]
+    thread_id: str
+    message_id: str
 
     def context(self) -> Context:
         return Context(self.services, self.viewer)
@@ -45,7 +49,10 @@ class World:
 
     async def as_served(self, asked: Operation) -> bytes:
         result = await self.schema.run(
-            asked.document, self.context(), variables=asked.variables, allowed=(OperationType.QUERY,)
+            asked.document,
+            self.context(),
+            variables=asked.variables,
+            allowed=(OperationType.QUERY, OperationType.MUTATION),
         )
         return orjson.dumps(result_payload(result))
 
@@ -54,16 +61,16 @@ class World:
 async def world(server: Server) -> AsyncIterator[World]:
     async with connect(server.address) as client:
         await client.sign_in()
-        values = await fill(client)
+        values, thread_id, message_id = await fill(client)
         assert client.token is not None
         http = server.application._http
         services = http._services
         viewer = await services.identities.verify(client.token)
-        yield World(http._schema, services, viewer, values)
+        yield World(http._schema, services, viewer, values, thread_id, message_id)
 
 
-async def fill(client: Client) -> dict[str, list[str]]:
-    """Make something of everything; literals for the arguments that ask for it."""
+async def fill(client: Client) -> tuple[dict[str, list[str]], str, str]:
+    """Make something of everything; literals for the arguments that ask for it, a thread, and an answer in it."""
 
     async def made(mutation: str) -> Any:
         (payload,) = (await client.run(f"mutation {{ {mutation} }}")).values()
@@ -102,7 +109,7 @@ async def fill(client: Client) -> dict[str, list[str]]:
     def quoted(texts: list[str]) -> list[str]:
         return [orjson.dumps(text).decode() for text in texts]
 
-    return {
+    values = {
         "ID": quoted(ids),
         "Cursor": quoted([*cursors, "nonsense"]),
         "Int": ["1", "2", "3", "100", "0", "101"],
@@ -113,6 +120,7 @@ async def fill(client: Client) -> dict[str, list[str]]:
         "String": quoted(["on", "One", ""]),
         "DateTime": quoted(["2020-01-01T00:00:00Z", "2040-01-01T00:00:00+01:00"]),
     }
+    return values, thread, again["assistantMessage"]["id"]
 
 
 @pytest.fixture
@@ -141,3 +149,68 @@ async def test_every_query_gives_what_graphql_core_gives(
     assert await world.as_served(asked) == expected
     if b'"errors"' not in expected:
         assert executed == [True], "a plan does what has no error"
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+async def test_every_mutation_gives_what_graphql_core_gives(
+    world: World, executed: list[bool], data: st.DataObject
+) -> None:
+    # Twice the same is the same, whatever else they do.
+    asked = data.draw(
+        mutations(
+            world.schema._schema,
+            world.values,
+            WITHOUT,
+            [
+                f'pinThread(input: {{threadId: "{world.thread_id}", pinned: true}})',
+                f'renameThread(input: {{threadId: "{world.thread_id}", title: "Named"}})',
+                f'selectMessage(input: {{messageId: "{world.message_id}"}})',
+                f'stopMessage(input: {{messageId: "{world.message_id}"}})',
+                'renameThread(input: {threadId: "nonsense", title: "Named"})',
+                f'renameThread(input: {{threadId: "{world.thread_id}", title: ""}})',
+            ],
+        )
+    )
+    expected = await world.by_graphql_core(asked)
+    executed.clear()
+    assert await world.as_served(asked) == expected
+    if b'"errors"' not in expected:
+        assert executed == [True], "a plan does what has no error"
+
+
+@pytest.mark.parametrize(
+    ("below", "planned"),
+    [("id messages(first: 0) { nodes { id } }", [False]), ("id messages(first: 1) { nodes { id } }", [True])],
+    ids=["whose answer fails", "whose answer does not"],
+)
+async def test_a_mutation_is_made_once(
+    world: World, executed: list[bool], monkeypatch: pytest.MonkeyPatch, below: str, planned: list[bool]
+) -> None:
+    made: list[str] = []
+    rename = world.services.threads.rename
+
+    async def counted(viewer: Viewer, thread_id: UUID, title: str) -> ThreadRecord:
+        made.append(title)
+        return await rename(viewer, thread_id, title)
+
+    monkeypatch.setattr(type(world.services.threads), "rename", lambda _, *given: counted(*given))
+    field = f'renameThread(input: {{threadId: "{world.thread_id}", title: "Named"}})'
+    asked = Operation(f"mutation {{ {field} {{ thread {{ {below} }} }} }}", {})
+    expected = await world.by_graphql_core(asked)
+    made.clear()
+    assert await world.as_served(asked) == expected
+    assert (made, executed) == (["Named"], planned)
+
+
+async def test_mutations_of_several_root_fields_are_left_to_graphql_core(world: World, executed: list[bool]) -> None:
+    fields = [
+        f'{name}: renameThread(input: {{threadId: "{world.thread_id}", title: "{name}"}}) {{ thread {{ title }} }}'
+        for name in ("first", "second")
+    ]
+    answer = orjson.loads(await world.as_served(Operation(f"mutation {{ {' '.join(fields)} }}", {})))
+    assert {key: value["thread"]["title"] for key, value in answer["data"].items()} == {
+        "first": "first",
+        "second": "second",
+    }
+    assert executed == []
