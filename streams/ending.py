@@ -20,9 +20,9 @@ from models.records import (
 )
 
 # The thread is locked first, as everything that writes into a thread does: no deadlock with its deletion. Whoever does
-# not hold the stream in the epoch it names finds nothing in `held` and changes nothing. The usage event is written all
-# the same, once per message: what was consumed was consumed, though the thread was deleted meanwhile. Of a deleted
-# account nothing comes back. What the turn had reserved of its owner's budget is in the stream's row: it goes as the
+# not hold the stream in the epoch it names finds nothing in `held` and changes nothing: whoever does hold it writes the
+# usage event, which says what the message says. Where the thread was deleted meanwhile nobody does any more, and the
+# event is written all the same, for what was consumed was consumed. Of a deleted account nothing comes back. What the turn had reserved of its owner's budget is in the stream's row: it goes as the
 # event comes, and no reader sees neither or both.
 _END = f"""
 WITH thread AS (
@@ -45,7 +45,8 @@ WITH thread AS (
         cost_micros)
     SELECT $13, $14, $1, (SELECT id FROM thread WHERE NOT temporary), 'ANSWER', $15, $3, $8, $9, $10, $11, $12, $18,
         $19, $20, $21
-    WHERE NOT $16 AND EXISTS (SELECT FROM users WHERE id = $14 AND deleted_at IS NULL)
+    WHERE NOT $16 AND (EXISTS (SELECT FROM held) OR NOT EXISTS (SELECT FROM thread))
+        AND EXISTS (SELECT FROM users WHERE id = $14 AND deleted_at IS NULL)
     ON CONFLICT (message_id, kind) DO NOTHING
 )
 SELECT {MESSAGE_COLUMNS_BUT_PARTS} FROM ended

@@ -291,21 +291,31 @@ async def test_a_producer_that_wakes_after_its_answer_was_ended_changes_nothing(
     assert await rows_of(database, answer) == before
 
 
-async def test_a_producer_that_was_taken_over_cannot_end_the_answer_but_its_use_is_counted(database: Database) -> None:
+async def test_a_producer_that_was_taken_over_ends_nothing_and_counts_nothing(database: Database) -> None:
+    """What is counted is what the message says, which whoever took it over decides."""
     answer = await leave(database, [TextPart("half")])
     async with database.acquire() as connection:
         await connection.execute("UPDATE streams SET epoch = 2")
     before = await rows_of(database, answer)
-    assert await end_answer(database, answer.hold, whole("zombie")) is None
-    after = await rows_of(database, answer)
-    assert before["usage_events"] == []
-    assert {table: rows for table, rows in after.items() if table != "usage_events"} == {
-        table: rows for table, rows in before.items() if table != "usage_events"
-    }
+    other = MessageTokens(50, 30, 10, 20, estimated=False)
+    assert await end_answer(database, answer.hold, replace(whole("zombie"), tokens=other)) is None
+    assert await rows_of(database, answer) == before
     record = await end_answer(database, replace(answer.hold, epoch=2), whole("the taker's"))
     assert record is not None
-    assert record.text == "the taker's"
-    assert len((await rows_of(database, answer))["usage_events"]) == 1, "one answer is paid once"
+    assert (record.text, record.tokens) == ("the taker's", TOKENS)
+    (used,) = (await rows_of(database, answer))["usage_events"]
+    assert (used["prompt_tokens"], used["completion_tokens"]) == (TOKENS.prompt, TOKENS.completion)
+
+
+async def test_what_a_producer_used_whose_thread_was_deleted_meanwhile_is_counted(database: Database) -> None:
+    answer = await leave(database, [TextPart("half")])
+    async with database.acquire() as connection:
+        await connection.execute("DELETE FROM threads WHERE id = $1", answer.thread_id)
+    for _ in range(2):
+        assert await end_answer(database, answer.hold, whole("for nobody")) is None
+    async with database.acquire() as connection:
+        used = await connection.fetch("SELECT * FROM usage_events WHERE message_id = $1", answer.id)
+    assert [(one["prompt_tokens"], one["thread_id"]) for one in used] == [(TOKENS.prompt, None)]
 
 
 class InterruptedDatabase:
