@@ -22,8 +22,9 @@ from models.records import (
 # The thread is locked first, as everything that writes into a thread does: no deadlock with its deletion. Whoever does
 # not hold the stream in the epoch it names finds nothing in `held` and changes nothing: whoever does hold it writes the
 # usage event, which says what the message says. Where the thread was deleted meanwhile nobody does any more, and the
-# event is written all the same, for what was consumed was consumed. Of a deleted account nothing comes back. What the turn had reserved of its owner's budget is in the stream's row: it goes as the
-# event comes, and no reader sees neither or both.
+# event is written all the same, for what was consumed was consumed. Of a deleted account nothing comes back. What the
+# turn had reserved of its owner's budget is in the stream's row: it goes as the event comes, and no reader sees neither
+# or both.
 _END = f"""
 WITH thread AS (
     SELECT id, temporary FROM threads WHERE id = $17 FOR UPDATE

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from redis.exceptions import OutOfMemoryError
 
 from models.ids import new_id
-from models.parts import Part, TextPart, ToolPart, parts_to_json
+from models.parts import Part, TextPart, ToolPart, part_length, parts_to_json
 from models.records import MESSAGE_COLUMNS, MessageRecord, MessageRole, MessageStatus
-from streams.buffer import StreamBuffer, parts_of
+from streams.buffer import ContentEvent, Delta, PartAdded, StreamBuffer, parts_of
 from streams.ending import Written
 from streams.shared_hub import SharedHub
 from streams.token_log import BLOCK_SECONDS, LAST_ID, Growth, LogName, TokenLog
@@ -74,6 +74,31 @@ async def test_what_is_appended_is_read(token_log: TokenLog) -> None:
     buffer = written(new_id(), *SAID)
     assert await token_log.append([growth(buffer)]) == [buffer.length]
     assert await held(token_log, buffer.message_id) == buffer.parts()
+
+
+async def test_a_long_log_is_read_in_few_pieces(token_log: TokenLog) -> None:
+    name = LogName(new_id())
+    events: list[ContentEvent] = []
+    for part_index, (kind, size) in enumerate((("REASONING", 2_500), ("TEXT", 3_000), ("REASONING", 3_500))):
+        events += [Delta("", part_index, kind, f"🦉{number} ") for number in range(size)]  # type: ignore[arg-type]
+    call = ToolPart("c", "search", {"q": "🦉"})
+    events += [PartAdded("", 3, call), PartAdded("", 4, call), Delta("", 5, "TEXT", "Ende")]
+    assert await token_log.append([Growth(name, 0, events)]) == [length := sum(map(event_length, events))]
+    await token_log.end(name)
+    behind = sum(map(event_length, events[:1_000]))
+    for offset, held_events in ((0, events), (behind, events[1_000:])):
+        entries = await token_log.read(name, offset)
+        told = [entry.event for entry in entries[:-1] if entry.event is not None]
+        assert (entries[-2].offset, entries[-1].event) == (length, None)
+        assert parts_of(told) == parts_of(held_events)
+        assert len(entries) < 12
+        for entry, event in zip(entries, told, strict=False):
+            assert entry.offset - event_length(event) == offset
+            offset = entry.offset
+
+
+def event_length(event: ContentEvent) -> int:
+    return len(event.text) if isinstance(event, Delta) else part_length(event.part)
 
 
 async def test_an_append_whose_answer_was_lost_is_told_of_and_not_repeated(token_log: TokenLog) -> None:
