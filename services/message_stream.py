@@ -157,6 +157,8 @@ class MessageStream:
                         if not await self._caught_up(buffer, position):
                             raise CursorAheadError("This cursor is ahead of the stream.", field="after")
                         if buffer.closed:
+                            if self._hub.get(message_id) is buffer:
+                                await asyncio.sleep(_POLL_SECONDS)
                             continue
                     reading = LiveReading(self, buffer, offset)
                     while True:
@@ -219,9 +221,11 @@ class MessageStream:
     async def _caught_up(self, buffer: StreamBuffer, position: StreamPosition) -> bool:
         """Whether a buffer that is filled from a log soon has what a reader was shown elsewhere, or is closed.
 
-        The log may be a moment behind the database, or lost and not yet written anew.
+        The log may be a moment behind the database, or lost and not yet written anew. And who reads the log at another
+        server may be ahead of those who read here, until the writer is told that the log has it.
         """
-        if self._hub.writes(buffer.message_id):
+        written, offset = self._hub.written_length(buffer.message_id), position.offset
+        if written is not None and (offset > written or (position.ended and offset != written)):
             return False
         try:
             async with asyncio.timeout(self._patience_seconds):

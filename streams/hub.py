@@ -40,6 +40,11 @@ class Hub:
         """Whether an answer is being written by this process."""
         return message_id in self._buffers
 
+    def written_length(self, message_id: UUID) -> int | None:
+        """How much of an answer this process has written, shown or not yet; None where it does not write it."""
+        written = self._written(message_id)
+        return None if written is None else written.length
+
     async def follow(self, message_id: UUID) -> StreamBuffer | None:
         """The buffer of an answer that is written by another process; None where none can be, or none does."""
         return self.get(message_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from models.ids import IdKind, parse_id
 from providers.base import TextDelta, TokenUsage
 from server.runtime import Server
 from streams.ending import end_answer
+from streams.token_log import Growth, TokenLog
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS
@@ -359,6 +360,55 @@ async def test_an_answer_ends_while_valkey_is_gone(nodes: Nodes) -> None:
                 assert events[-1]["message"]["text"] == "seen, not seen until the end"
         finally:
             await nodes.valkey.start()
+
+
+async def test_who_read_ahead_of_the_writer_goes_on_at_the_writer(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has it, and the others read it; its writer has not heard of that yet."""
+    answered = asyncio.Event()
+    append = TokenLog.append
+
+    async def append_unheard(self: TokenLog, growths: Sequence[Growth]) -> list[int]:
+        ends = await append(self, growths)
+        await answered.wait()
+        return ends
+
+    async with driven(nodes.here, question()) as (message_id, queue):
+        async with nodes.there.reading(message_id) as reading:
+            with monkeypatch.context() as patch:
+                patch.setattr(TokenLog, "append", append_unheard)
+                await queue.put(TextDelta("read "))
+                payload = await reading.next()
+                assert payload is not None
+                cursor = payload["data"]["messageStream"]["cursor"]
+                rest = asyncio.create_task(nodes.here.read(message_id, cursor))
+                await read_by_somebody(nodes.servers[0])
+            answered.set()
+        await queue.put(TextDelta("ahead"))
+        await queue.put(None)
+        assert text_of(await rest) == "ahead"
+
+
+async def read_by_somebody(server: Server) -> None:
+    async with asyncio.timeout(10):
+        while not any(buffer.readers for buffer in server.hub.read_here):
+            await asyncio.sleep(0.01)
+
+
+async def test_who_was_told_the_end_elsewhere_is_not_refused_by_the_writer(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(nodes.here, question()) as (message_id, queue):
+        await queue.put(TextDelta("whole"))
+        async with dying(monkeypatch, is_stored=True) as stored:
+            await queue.put(None)
+            events = await nodes.there.read(message_id)
+            assert events[-1]["__typename"] == "MessageEnded"
+            await stored.wait()
+            again = asyncio.create_task(nodes.here.read(message_id, events[-1]["cursor"]))
+            await read_by_somebody(nodes.servers[0])
+        assert await again == []
 
 
 async def test_a_cursor_of_the_future_is_refused_at_the_other_server_too(nodes: Nodes) -> None:
