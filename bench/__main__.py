@@ -12,11 +12,7 @@ Servers that this machine cannot run, or that fail, are named, and the rest goes
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import signal
 import sys
-import tempfile
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -24,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
-import uvloop
 
 from bench import contenders, report
 from bench.contenders import CONTENDERS, PRODUCT, RAW, REQUESTS, Contender, RequestKind
@@ -33,9 +28,9 @@ from bench.load_http import HttpRound, fetch, graphql_request, measure_requests
 from bench.load_sockets import SESSION
 from bench.load_streams import RATE, StreamRound, measure_streams, stream_scripts
 from bench.report import Results
+from bench.run import run
 from bench.seed import seed
 from bench.servers import BenchError, Place, ServerProcess
-from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from models.ids import IdKind, parse_id
 
 T = TypeVar("T")
@@ -73,10 +68,6 @@ class Bench:
 
     async def run(self) -> None:
         """Measure everything that was asked for; print each table as soon as it is there."""
-        task = asyncio.current_task()
-        assert task is not None
-        # As Ctrl-C does: the servers are stopped and the folder is removed.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         models = stream_scripts(self.plan.stream_counts, self.plan.stream_seconds)
         self.scripts.write_bytes(orjson.dumps(models))
         made_of = {contender.name: contender.made_of() for contender in self.plan.contenders}
@@ -202,33 +193,15 @@ def main() -> int:
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
-    if not hasattr(os, "sched_setaffinity"):
-        print("The benchmark pins processes and reads /proc: it needs Linux.", file=sys.stderr)
-        return 1
-    cores = Cores.pick()
-    # Before PostgreSQL is started: it inherits the core.
-    os.sched_setaffinity(0, {cores.generator})
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="threadgraph-bench-") as name:
-        folder = Path(name)
-        # PostgreSQL's own user must be able to pass, should this be run by root.
-        folder.chmod(0o711)
-        try:
-            with EmbeddedPostgres(folder / "database" / "postgres") as postgres:
-                bench = Bench(plan, cores, Place(postgres.url, folder, cores.server), folder / "scripts.json")
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(bench.run())
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            print("The benchmark was stopped.", file=sys.stderr)
-            return 1
-        except (BenchError, EmbeddedPostgresError, OSError) as error:
-            print(f"The benchmark failed. {error}", file=sys.stderr)
-            return 1
-    took = f"Took {time.monotonic() - began:.0f} s."
-    print(took)
-    if plan.write:
-        _write(bench, took)
-    return 0
+
+    async def measure(place: Place, cores: Cores) -> None:
+        began = time.monotonic()
+        bench = Bench(plan, cores, place, place.folder / "scripts.json")
+        await bench.run()
+        if plan.write:
+            _write(bench, f"Took {time.monotonic() - began:.0f} s.")
+
+    return run(measure)
 
 
 def _write(bench: Bench, took: str) -> None:

@@ -146,6 +146,11 @@ def raw(place: Place) -> ServerProcess:
     return ServerProcess("RAW", [sys.executable, "-m", "bench.raw_server"], _given(place), place)
 
 
+def raw_turns(place: Place) -> ServerProcess:
+    """The server written by hand for whole turns: see `bench.raw_turns`."""
+    return ServerProcess("RAW", [sys.executable, "-m", "bench.raw_turns"], _given(place), place)
+
+
 def plain_strawberry(place: Place) -> ServerProcess:
     """Strawberry as one begins with it: see `bench.strawberry_server`."""
     return ServerProcess("Strawberry", [sys.executable, "-m", "bench.strawberry_server"], _given(place), place)

@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import resource
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,7 +20,6 @@ from pathlib import Path
 from statistics import median
 
 import orjson
-import uvloop
 
 from bench import load_resume, report, servers
 from bench.cores import Cores
@@ -32,8 +27,8 @@ from bench.load_http import HttpConnection
 from bench.load_resume import LOG_MODEL, LOG_RATE, LongAnswer, Resume, log_size
 from bench.load_sockets import IdleRound, measure_idle, sessions, sharing
 from bench.load_streams import RATE, OpenStream, StreamRound, ask, measure_streams, open_product_stream, stream_scripts
-from bench.servers import BenchError, Place, ServerProcess
-from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from bench.run import run
+from bench.servers import Place, ServerProcess
 from tests.valkey import ValkeyServer
 
 _PARTS = ("idle", "readers", "resume")
@@ -69,10 +64,6 @@ class StreamsBench:
 
     async def run(self) -> None:
         """Measure everything that was asked for; print each table as soon as it is there."""
-        task = asyncio.current_task()
-        assert task is not None
-        # As Ctrl-C does: the servers are stopped and the folder is removed.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         plan = self.plan
         models = stream_scripts([plan.readers], plan.reading_seconds)
         models |= load_resume.scripts(_TOKENS, plan.token_rate, plan.log_seconds)
@@ -226,36 +217,17 @@ def _complaints(server: ServerProcess) -> str:
 def main() -> int:
     """Run it; the exit status is 1 where it could not be run."""
     plan = _plan()
-    if not hasattr(os, "sched_setaffinity"):
-        print("The benchmark pins processes and reads /proc: it needs Linux.", file=sys.stderr)
-        return 1
     # The servers inherit it, too.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most != resource.RLIM_INFINITY and most < plan.idle_sockets + 500:
         print(f"{plan.idle_sockets} sockets need more descriptors than the {most} allowed.", file=sys.stderr)
         return 1
-    cores = Cores.pick()
-    # Before PostgreSQL is started: it inherits the core.
-    os.sched_setaffinity(0, {cores.generator})
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="threadgraph-bench-") as name:
-        folder = Path(name)
-        # PostgreSQL's own user must be able to pass, should this be run by root.
-        folder.chmod(0o711)
-        try:
-            with EmbeddedPostgres(folder / "database" / "postgres", max_connections=3 * _POOL) as postgres:
-                bench = StreamsBench(plan, cores, Place(postgres.url, folder, cores.server), folder / "scripts.json")
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(bench.run())
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            print("The benchmark was stopped.", file=sys.stderr)
-            return 1
-        except (BenchError, EmbeddedPostgresError, OSError) as error:
-            print(f"The benchmark failed. {error}", file=sys.stderr)
-            return 1
-    print(f"\nTook {time.monotonic() - began:.0f} s.")
-    return 0
+
+    async def measure(place: Place, cores: Cores) -> None:
+        await StreamsBench(plan, cores, place, place.folder / "scripts.json").run()
+
+    return run(measure, max_connections=3 * _POOL)
 
 
 def _plan() -> Plan:

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,17 +26,16 @@ from typing import Any
 
 import asyncpg
 import orjson
-import uvloop
 
 from bench import report, servers
 from bench.cores import Cores, yardstick_ms
 from bench.load_http import HttpConnection, graphql_request
 from bench.load_sockets import sessions
 from bench.load_streams import READ
-from bench.servers import HOST, BenchError, Place, ServerProcess, _given
+from bench.run import run
+from bench.servers import HOST, BenchError, Place, ServerProcess
 from bench.websocket import TOKEN, SocketClient
 from bench.window import Usage, Window
-from models.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.valkey import ValkeyServer
 
 _PARTS = ("fast", "read", "first")
@@ -141,10 +137,6 @@ class TurnsBench:
 
     async def run(self) -> None:
         """Measure everything that was asked for; print each table as soon as it is there."""
-        task = asyncio.current_task()
-        assert task is not None
-        # As Ctrl-C does: the servers are stopped and the folder is removed.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         said = [{"text": TOKEN.decode() * _WORDS}]
         models = {f"turn-{rate}": {"wordsPerSecond": rate, "steps": said} for rate in (0, _RATE)}
         self.scripts.write_bytes(orjson.dumps(models))
@@ -296,7 +288,7 @@ class TurnsBench:
 
         return Side(
             _RAW,
-            lambda: ServerProcess(_RAW, [sys.executable, "-m", "bench.raw_turns"], _given(self.place), self.place),
+            lambda: servers.raw_turns(self.place),
             question,
             lambda answer: str(answer["messageId"]),
             lambda token: TurnReader("/read", f"Authorization: Bearer {token}\r\n", []),
@@ -393,38 +385,19 @@ def main() -> int:
     parts = [name.strip().lower() for name in arguments.only.split(",")]
     if unknown := set(parts) - set(_PARTS):
         parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
-    if not hasattr(os, "sched_setaffinity"):
-        print("The benchmark pins processes and reads /proc: it needs Linux.", file=sys.stderr)
-        return 1
-    cores = Cores.pick()
-    # Before PostgreSQL is started: it inherits the core.
-    os.sched_setaffinity(0, {cores.generator})
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="threadgraph-bench-") as name:
-        folder = Path(name)
-        # PostgreSQL's own user must be able to pass, should this be run by root.
-        folder.chmod(0o711)
-        try:
-            with EmbeddedPostgres(folder / "database" / "postgres") as postgres:
-                bench = TurnsBench(
-                    parts=parts,
-                    rounds=arguments.rounds or (1 if arguments.quick else 5),
-                    turns=50 if arguments.quick else 100,
-                    cores=cores,
-                    place=Place(postgres.url, folder, cores.server),
-                    scripts=folder / "scripts.json",
-                    with_valkey=not arguments.no_valkey,
-                )
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(bench.run())
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            print("The benchmark was stopped.", file=sys.stderr)
-            return 1
-        except (BenchError, EmbeddedPostgresError, OSError) as error:
-            print(f"The benchmark failed. {error}", file=sys.stderr)
-            return 1
-    print(f"\nTook {time.monotonic() - began:.0f} s.")
-    return 0
+
+    async def measure(place: Place, cores: Cores) -> None:
+        await TurnsBench(
+            parts=parts,
+            rounds=arguments.rounds or (1 if arguments.quick else 5),
+            turns=50 if arguments.quick else 100,
+            cores=cores,
+            place=place,
+            scripts=place.folder / "scripts.json",
+            with_valkey=not arguments.no_valkey,
+        ).run()
+
+    return run(measure)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ _SOCKET_NAME = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 107
 
 
+MAX_CONNECTIONS = 100
+
+
 class EmbeddedPostgresError(Exception):
     """The embedded database cannot be used; the text says why and what to do."""
 
@@ -50,7 +53,7 @@ class EmbeddedPostgres:
         max_connections: PostgreSQL's own limit.
     """
 
-    def __init__(self, folder: Path, *, max_connections: int = 100) -> None:
+    def __init__(self, folder: Path, *, max_connections: int = MAX_CONNECTIONS) -> None:
         self._folder = folder.absolute()
         self._max_connections = max_connections
         self._lock: IO[str] | None = None
