@@ -75,7 +75,7 @@ from streams.channel import BroadcastChannel, MemoryBackend
 from streams.ending import find_written
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
-from streams.recovery import Reaper, Sealed
+from streams.recovery import LogUnavailableError, Reaper, Sealed
 
 if TYPE_CHECKING:
     from streams.valkey import ValkeyBackend
@@ -281,7 +281,7 @@ class Server:
         # Here, because the client takes a while to import that a server for itself alone need not wait for.
         from streams.shared_hub import SharedHub
         from streams.token_log import LogName, TokenLog
-        from streams.valkey import ValkeyBackend
+        from streams.valkey import LOST, ValkeyBackend, reason
 
         try:
             backend, token_log = ValkeyBackend(url), TokenLog(url)
@@ -301,7 +301,10 @@ class Server:
         stack.push_async_callback(hub.stop)
 
         async def sealed(message_id: UUID, attempt: int) -> list[Part]:
-            return await token_log.sealed(LogName(message_id, attempt))
+            try:
+                return await token_log.sealed(LogName(message_id, attempt))
+            except LOST as error:
+                raise LogUnavailableError(reason(error)) from error
 
         return hub, channel, sealed
 

@@ -49,6 +49,10 @@ SELECT message_id, lease_expires_at FROM streams WHERE lease_expires_at < now() 
 _CHECKPOINTS = "SELECT parts FROM stream_checkpoints WHERE stream_id = $1 ORDER BY from_offset"
 
 
+class LogUnavailableError(Exception):
+    """The log of an answer is out of reach for now; the text says why."""
+
+
 class Reaper:
     """Looks for expired leases from `start` to `stop`.
 
@@ -60,7 +64,7 @@ class Reaper:
             it: they are the operator's at most a lease and a start later, and the stream need not carry them.
         used: told the user after each end that is stored; must not fail.
         sealed: what the shared token log has of an attempt at an answer that was taken over, after which its writer can
-            append no more; None where streams are not shared.
+            append no more; raises LogUnavailableError. None where streams are not shared.
         restart: begins an answer anew of which nothing had come; whether it did.
     """
 
@@ -133,9 +137,13 @@ class Reaper:
                     record = await self._finish(hold, can_restart=row["can_restart"])
                 except DatabaseUnavailableError:
                     raise
-                except Exception:
+                except Exception as error:
                     # One answer that cannot be ended must not keep all others live; its lease brings it back.
-                    log.exception("an answer could not be ended", extra={"message_id": str(hold.message_id)})
+                    place = {"message_id": str(hold.message_id)}
+                    if isinstance(error, LogUnavailableError):
+                        log.warning("the end of a lost server's answer waits for its log: %s", error, extra=place)
+                    else:
+                        log.exception("an answer could not be ended", extra=place)
                     self.failed += 1
                     failed.append(hold.message_id)
                     continue

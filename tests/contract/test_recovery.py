@@ -27,7 +27,7 @@ from models.text import clean_json, storable_json
 from streams.buffer import StreamBuffer, replay
 from streams.ending import AnswerEnd, StreamHold, end_answer
 from streams.leases import LeaseKeeper
-from streams.recovery import SERVER_LOST, Reaper, Restart, Sealed
+from streams.recovery import SERVER_LOST, LogUnavailableError, Reaper, Restart, Sealed
 from tests.conftest import make_database
 
 DEADLINE_SECONDS = 30.0
@@ -470,13 +470,15 @@ async def test_a_lease_that_ran_out_while_nobody_could_renew_it_is_not_a_death(d
         await looking.stop()
 
 
-async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without_it_at_last(database: Database) -> None:
+async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without_it_at_last(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     tries = 0
 
     async def sealed(message_id: UUID, attempt: int) -> list[Part]:
         nonlocal tries
         tries += 1
-        raise ConnectionError
+        raise LogUnavailableError("the connection was lost")
 
     answer = await leave(database, [TextPart("saved")])
     for _ in range(3):
@@ -486,6 +488,9 @@ async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without
             break
     assert tries == 3
     assert [(record.id, record.text, record.failure) for record in ended] == [(answer.id, "saved", SERVER_LOST)]
+    waits = [record for record in caplog.records if "waits for its log: the connection was lost" in record.getMessage()]
+    assert len(waits) == 2
+    assert not [record for record in caplog.records if record.exc_info], "what heals by itself is no defect"
 
 
 async def test_what_was_shown_counts_more_than_what_was_saved(database: Database) -> None:
