@@ -148,7 +148,7 @@ class Schema(strawberry.Schema):
             InvalidOperationTypeError: it is none of the allowed.
             CannotGetOperationTypeError: the document has none of this name.
         """
-        planned = await self._run_planned(query, context, variables or {}, operation_name, allowed)
+        planned = await self.run_planned(query, context, variables or {}, operation_name, allowed)
         if planned is not None:
             return planned
         return await self.execute(
@@ -160,14 +160,15 @@ class Schema(strawberry.Schema):
             allowed_operation_types=allowed,
         )
 
-    async def _run_planned(
+    async def run_planned(
         self,
         query: str,
         context: Context,
         variables: dict[str, Any],
         operation_name: str | None,
-        allowed: Collection[OperationType],
+        allowed: Collection[OperationType] = (OperationType.QUERY, OperationType.MUTATION),
     ) -> ExecutionResult | None:
+        """Execute an operation by its plan; None where it is Strawberry that must, with the same context."""
         known = self.documents.find(query)
         operation = None if known is None or known.errors else known.operations.get(operation_name)
         if known is None or operation is None or _PLANNED.get(operation.operation) not in allowed:

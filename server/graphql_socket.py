@@ -22,6 +22,7 @@ import socket as sockets
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from uuid import UUID
 import orjson
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
+from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
 
 from graph.context import Context, Services
@@ -400,27 +402,34 @@ class _Socket:
             return sender
 
         context.tell_deltas = tell_deltas
-        source = await self._sockets.schema.stream(
-            asked.query,
-            variable_values=asked.variables,
-            context_value=context,
-            operation_name=asked.operation_name,
-            operation_extensions=asked.extensions,
-        )
-        async with aclosing(source) as results:
+        async with aclosing(await self._results(asked, context)) as results:
             async for result in results:
                 # Refused before it ran, or the source of a subscription failed: nothing will follow.
-                if isinstance(result, PreExecutionError) or is_request_error(result):  # type: ignore[arg-type]
-                    errors = format_errors(result.errors or [])  # type: ignore[union-attr]
+                if isinstance(result, PreExecutionError) or is_request_error(result):
+                    errors = format_errors(result.errors or [])
                     operation.failed(errors)
                     return {"id": operation_id, "type": "error", "payload": errors}
-                payload = result_payload(result)  # type: ignore[arg-type]
+                payload = result_payload(result)
                 operation.told(payload)
                 await self._send({"id": operation_id, "type": "next", "payload": payload})
         if sender is not None and sender.failure is not None:
             raise sender.failure
         await context.announce(asked.query)
         return {"id": operation_id, "type": "complete"}
+
+    async def _results(self, asked: GraphQLRequest, context: Context) -> AsyncGenerator[Any, None]:
+        """All results of an operation: the one of a query or mutation that has a plan, else what Strawberry gives."""
+        schema = self._sockets.schema
+        planned = await schema.run_planned(asked.query, context, asked.variables or {}, asked.operation_name)
+        if planned is not None:
+            return _alone(planned)
+        return await schema.stream(
+            asked.query,
+            variable_values=asked.variables,
+            context_value=context,
+            operation_name=asked.operation_name,
+            operation_extensions=asked.extensions,
+        )
 
     async def _send(self, message: dict[str, Any]) -> None:
         # Before the text is made: what a reader that is late has not been told yet is merged, not queued.
@@ -464,6 +473,10 @@ class _Socket:
         if not task.cancelled():
             # Whoever waits is told; that nobody does is no error.
             task.exception()
+
+
+async def _alone(result: ExecutionResult) -> AsyncGenerator[ExecutionResult, None]:
+    yield result
 
 
 def _untie(request: web.Request, ws: web.WebSocketResponse) -> None:

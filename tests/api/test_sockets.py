@@ -256,6 +256,23 @@ async def test_queries_and_mutations_run_on_a_socket_and_complete(client: Client
         assert (await hear(ws))["type"] == "next"
 
 
+async def test_a_mutation_on_a_socket_whose_answer_fails_is_made_once(client: Client) -> None:
+    create = 'mutation { createProject(input: {name: "Once"}) { project { name threads(first: 0) { nodes { id } } } } }'
+    heard = []
+    async with socket(client) as ws:
+        await initialised(client, ws)
+        # The second time its document is known, and there is a plan for it.
+        for _ in range(2):
+            await say(ws, subscribe(create))
+            heard.append(await hear(ws))
+            assert await hear(ws) == {"id": "1", "type": "complete"}
+    assert heard[0] == heard[1]
+    (error,) = heard[0]["payload"]["errors"]
+    assert (error["path"], error["extensions"]["field"]) == (["createProject", "project", "threads"], "first")
+    projects = (await client.run("{ projects { nodes { name } } }"))["projects"]["nodes"]
+    assert projects == [{"name": "Once"}] * 2
+
+
 async def test_a_client_that_completes_frees_the_operation(client: Client, server: Server) -> None:
     turn = await client.send("Complete", model="hangs")
     async with socket(client) as ws:
