@@ -285,7 +285,8 @@ class _Transaction(_Acquired):
         connection = await super().__aenter__()
         self._transaction = connection.transaction()
         try:
-            await self._transaction.start()
+            # Not its `start`: what is entered and is cut off there is a transaction that asyncpg rolls back and is silent.
+            await self._transaction.__aenter__()
         except BaseException as error:
             await super().__aexit__(type(error), error, error.__traceback__)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -179,9 +180,18 @@ class ConnectionPool:
         task.add_done_callback(self._background.discard)
 
     async def _recover(self, connection: Connection) -> None:
-        """Wait until PostgreSQL has given up what a connection was left in, and roll back."""
+        """Wait until PostgreSQL has given up what a connection was left in, and roll back.
+
+        asyncpg's own reset looks at what the connection was before that, and calls a transaction it finds a defect.
+        """
         try:
-            await connection.reset(timeout=self._timeout_seconds)
+            async with asyncio.timeout(self._timeout_seconds):
+                # It is sent when what was given up has ended.
+                with suppress(asyncpg.InFailedSQLTransactionError):
+                    await connection.execute("SELECT 1")
+                if connection.is_in_transaction():
+                    await connection.execute("ROLLBACK")
+                await connection.reset()
         except _BROKEN:
             connection.terminate()
             self._drop(connection)

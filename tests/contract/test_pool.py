@@ -150,6 +150,26 @@ async def test_what_a_cancelled_request_left_behind_is_gone(database: Database) 
         assert await connection.fetchval("SELECT to_regclass('left_behind')") is None
 
 
+async def test_a_request_can_be_cancelled_anywhere_in_its_transaction(database: Database) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, complaint: complaints.append(complaint))
+
+    async def a_transaction() -> None:
+        async with database.transaction() as connection:
+            await connection.execute("SELECT 1")
+
+    for ticks in range(300):
+        request = asyncio.create_task(a_transaction())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+        async with database.acquire() as connection:
+            assert not connection.is_in_transaction()
+            assert await connection.fetchval("SELECT 1") == 1
+    assert complaints == []
+
+
 async def test_an_error_in_a_block_costs_no_connection(database: Database) -> None:
     async def pid() -> int:
         async with database.acquire() as connection:
