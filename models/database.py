@@ -285,7 +285,7 @@ class _Transaction(_Acquired):
         connection = await super().__aenter__()
         self._transaction = connection.transaction()
         try:
-            # Not its `start`: what is entered and is cut off there is a transaction that asyncpg rolls back and is silent.
+            # Not its `start`: what is entered and is cut off there is rolled back by asyncpg without a word.
             await self._transaction.__aenter__()
         except BaseException as error:
             await super().__aexit__(type(error), error, error.__traceback__)
