@@ -514,9 +514,8 @@ def _attribute(name: str) -> Callable[[Values, Run], Awaitable[Values]]:
 def _batch(load: Callable[..., Awaitable[Values]], arguments: _Arguments) -> Callable[[Values, Run], Awaitable[Values]]:
     async def resolve(objects: Values, run: Run) -> Values:
         values = await load(objects, run.context, **arguments(run))
-        for value in values:
-            if isinstance(value, BaseException):
-                raise value
+        if any(issubclass(kind, BaseException) for kind in set(map(type, values))):
+            raise next(value for value in values if isinstance(value, BaseException))
         return values
 
     return resolve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SIBLINGS = 100
 _message = row_maker(MessageRecord)
+_all_but_last = itemgetter(slice(-1))
 
 _M_COLUMNS = message_columns(None)
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
@@ -118,8 +120,8 @@ class Messages:
                 request.limit + 1,
             )
         by_place: list[list[MessageRecord]] = [[] for _ in thread_ids]
-        for row in rows:
-            by_place[row[-1] - 1].append(_message(row[:-1]))
+        for row, record in zip(rows, map(_message, map(_all_but_last, rows)), strict=True):
+            by_place[row[-1] - 1].append(record)
         return [Page.of(request, records) for records in by_place]
 
     async def siblings(self, viewer: Viewer, messages: Sequence[tuple[UUID, UUID | None]]) -> list[list[MessageRecord]]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -252,15 +253,17 @@ class Threads:
 def _with_projects(rows: Sequence[Any]) -> list[ThreadRecord]:
     """Threads from rows that have the project's columns behind their own."""
     width = len(ThreadRecord._fields)
-    projects: dict[UUID | None, ProjectRecord | None] = {None: None}
-    records = []
-    for row in rows:
-        record = _thread(row[:width])
+    records = list(map(_thread, map(itemgetter(slice(width)), rows)))
+    projects: dict[UUID, ProjectRecord] = {}
+    for record, row in zip(records, rows, strict=True):
         key = row[width]
-        if key not in projects:
-            projects[key] = ProjectRecord._make(row[width:])
-        record.project = projects[key]
-        records.append(record)
+        if key is None:
+            record.project = None
+            continue
+        project = projects.get(key)
+        if project is None:
+            project = projects[key] = ProjectRecord._make(row[width:])
+        record.project = project
     return records
 
 

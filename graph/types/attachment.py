@@ -48,13 +48,6 @@ class Attachment(RecordView, Node):
     height: int | None = strawberry.field(description="Height of an image in pixels.")
     created_at: datetime = strawberry.field(description="When its upload was begun.")
 
-    @classmethod
-    def of(cls, record: AttachmentRecord) -> Attachment:
-        """From its row."""
-        view = cls.__new__(cls)
-        view.record = record
-        return view
-
     @strawberry.field(
         description="A link to the file that lives for minutes; made anew with every reading. Whoever has it can read "
         "the file. Null while it is RESERVED. `/attachments/<id>` with your token leads there, too."
@@ -89,7 +82,7 @@ class AttachmentConnection:
 
     @strawberry.field(description="The attachments without their places.")
     def nodes(self) -> list[Attachment]:
-        return [Attachment.of(record) for record in self.page.records]
+        return Attachment.of_each(self.page.records)
 
 
 def _place(record: AttachmentRecord) -> str:

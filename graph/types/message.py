@@ -369,7 +369,10 @@ class MessageConnection:
 
     @strawberry.field(description="The messages without their places.")
     def nodes(self) -> list[Message]:
-        return [Message.of(record, self.thread) for record in self.page.records]
+        messages = Message.of_each(self.page.records)
+        for message in messages:
+            message.thread_record = self.thread
+        return messages
 
 
 def _place(record: MessageRecord) -> str:

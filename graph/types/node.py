@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import strawberry
 
@@ -42,6 +42,21 @@ class RecordView:
     written: ClassVar[Mapping[str, str]] = {}
     """Fields that are written just as another field of the record is: an enum's, which has its names."""
     record: strawberry.Private[Any]
+
+    @classmethod
+    def of(cls, record: Any) -> Self:
+        """From its row."""
+        view = cls.__new__(cls)
+        view.record = record
+        return view
+
+    @classmethod
+    def of_each(cls, records: Sequence[Any]) -> list[Self]:
+        """From the rows of a page, in half the time."""
+        views = [cls.__new__(cls) for _ in records]
+        for view, record in zip(views, records, strict=True):
+            view.record = record
+        return views
 
     def __getattr__(self, name: str) -> Any:
         """Whatever is not here is in the row, but for the id, which looks different outside."""

@@ -83,13 +83,6 @@ class Project(RecordView, Node):
     created_at: datetime = strawberry.field(description="When it was made.")
     updated_at: datetime = strawberry.field(description="When it was changed last; its threads do not count.")
 
-    @classmethod
-    def of(cls, record: ProjectRecord) -> Project:
-        """From its row."""
-        view = cls.__new__(cls)
-        view.record = record
-        return view
-
     default_model: Model | None = batched_field(
         _default_models, description="The model of turns in it that name none; null: the viewer's default."
     )
@@ -122,7 +115,7 @@ class ProjectConnection:
 
     @strawberry.field(description="The projects without their places.")
     def nodes(self) -> list[Project]:
-        return [Project.of(record) for record in self.page.records]
+        return Project.of_each(self.page.records)
 
 
 def _place(record: ProjectRecord) -> str:

@@ -24,10 +24,11 @@ from services.paging import Page, PathPosition, ThreadPosition, page_request
 
 async def _projects(threads: list[Thread], context: Context) -> list[Project | None]:
     read = [thread.record.project for thread in threads]
-    if NOT_READ not in read:
+    distinct = {id(one): one for one in read}
+    if id(NOT_READ) not in distinct:
         # One for each project, however many threads it has.
-        shown = {id(one): Project.of(one) for one in read if isinstance(one, ProjectRecord)}
-        return [shown.get(id(one)) for one in read]
+        shown = {key: Project.of(one) if isinstance(one, ProjectRecord) else None for key, one in distinct.items()}
+        return [shown[id(one)] for one in read]
     ids = unique([thread.record.project_id for thread in threads if thread.record.project_id is not None])
     if not ids:
         return [None] * len(threads)
@@ -104,13 +105,6 @@ class Thread(RecordView, Node):
     created_at: datetime = strawberry.field(description="When it was begun.")
     updated_at: datetime = strawberry.field(description="Its last activity: a question, or the end of an answer.")
 
-    @classmethod
-    def of(cls, record: ThreadRecord) -> Thread:
-        """From its row."""
-        view = cls.__new__(cls)
-        view.record = record
-        return view
-
     project: Project | None = batched_field(_projects, description="The project it is in; null where it is in none.")
     messages: MessageConnection = batched_field(
         _messages, description="The active path through the tree of messages, oldest first."
@@ -158,7 +152,7 @@ class ThreadConnection:
 
     @strawberry.field(description="The threads without their places.")
     def nodes(self) -> list[Thread]:
-        return [Thread.of(record) for record in self.page.records]
+        return Thread.of_each(self.page.records)
 
 
 def _place(record: ThreadRecord) -> str:
