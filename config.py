@@ -467,6 +467,12 @@ class Settings:
     max_sockets: int = _setting(
         "MAX_SOCKETS", _integer(1, 1_000_000), 20_000, "Most WebSockets one process holds open."
     )
+    max_sockets_per_user: int = _setting(
+        "MAX_SOCKETS_PER_USER",
+        _integer(1, 1_000_000),
+        200,
+        "Most WebSockets of one user that one process holds open; further ones are closed with 4429.",
+    )
     max_subscriptions_per_socket: int = _setting(
         "MAX_SUBSCRIPTIONS_PER_SOCKET",
         _integer(1, 10_000),

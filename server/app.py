@@ -43,6 +43,7 @@ class Application:
             max_message_bytes=settings.max_request_bytes,
             max_operations=settings.max_subscriptions_per_socket,
             max_sockets=settings.max_sockets,
+            max_sockets_of_user=settings.max_sockets_per_user,
             times=socket_times,
         )
         self._origins = Origins(settings.allowed_origins)

@@ -85,12 +85,21 @@ class SocketTimes:
 class SocketLimits:
     """What sockets may take of a process."""
 
-    __slots__ = ("max_message_bytes", "max_operations", "max_sockets", "times")
+    __slots__ = ("max_message_bytes", "max_operations", "max_sockets", "max_sockets_of_user", "times")
 
-    def __init__(self, *, max_message_bytes: int, max_operations: int, max_sockets: int, times: SocketTimes) -> None:
+    def __init__(
+        self,
+        *,
+        max_message_bytes: int,
+        max_operations: int,
+        max_sockets: int,
+        max_sockets_of_user: int,
+        times: SocketTimes,
+    ) -> None:
         self.max_message_bytes = max_message_bytes
         self.max_operations = max_operations
         self.max_sockets = max_sockets
+        self.max_sockets_of_user = max_sockets_of_user
         self.times = times
 
 
@@ -105,6 +114,7 @@ class GraphQLSockets:
         # For metrics: sockets that were let go, `unread` or `silent`.
         self.let_go: Counter[str] = Counter()
         self._open: set[_Socket] = set()
+        self._of_users: Counter[UUID] = Counter()
         self._watching: asyncio.Task[None] | None = None
         self._sent_away = False
         services.identities.when_gone(self._close_gone)
@@ -156,9 +166,23 @@ class GraphQLSockets:
             await socket.serve()
         finally:
             self._open.discard(socket)
+            if socket.viewer is not None:
+                self._leave(socket.viewer.id)
             self._free(request.transport)
             _untie(request, ws)
         return ws
+
+    def admit(self, user_id: UUID) -> bool:
+        """Count a socket as a user's, until it ends; False where the user has as many as are allowed."""
+        if self._of_users[user_id] >= self.limits.max_sockets_of_user:
+            return False
+        self._of_users[user_id] += 1
+        return True
+
+    def _leave(self, user_id: UUID) -> None:
+        self._of_users[user_id] -= 1
+        if not self._of_users[user_id]:
+            del self._of_users[user_id]
 
     def _free(self, transport: asyncio.Transport | None) -> None:
         """Nobody serves this connection any more: see that it ends, though its peer may never take what it was sent."""
@@ -295,13 +319,16 @@ class _Socket:
         identities = self._sockets.services.identities
         try:
             viewer = await viewer_of_payload(identities, payload or {})
-            self.viewer = viewer or await viewer_of_headers(identities, self._request.headers)
+            viewer = viewer or await viewer_of_headers(identities, self._request.headers)
         except UnauthenticatedError as refusal:
             return await self.close(4403, refusal.message)
         except (UnavailableError, DatabaseUnavailableError):
             return await self.close(WSCloseCode.TRY_AGAIN_LATER, "The token cannot be verified now")
-        if self.viewer is not None:
-            self._end_with_token(self.viewer.expires_at)
+        if viewer is not None:
+            if not self._sockets.admit(viewer.id):
+                return await self.close(4429, "Too many sockets of this user are open")
+            self.viewer = viewer
+            self._end_with_token(viewer.expires_at)
         self._acknowledged = True
         return await self._send({"type": "connection_ack"})
 

@@ -174,6 +174,8 @@ def test_settings(database_url: str, data_dir: Path, **changes: object) -> Setti
         "database_pool_size": 20,
         # Statements over ten thousand rows, on a machine that may be busy with three other workers.
         "database_timeout_seconds": 30.0,
+        # One user comes back with a thousand readers at once.
+        "max_sockets_per_user": 2_000,
         "log_level": "WARNING",
     }
     return Settings(**(values | changes))  # type: ignore[arg-type]

@@ -465,6 +465,36 @@ async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any
         await server.close()
 
 
+async def test_sockets_of_a_user_are_bounded(postgres_url: str, tmp_path: Any) -> None:
+    server = Server(test_settings(await make_database(postgres_url), tmp_path, max_sockets_per_user=2))
+    await server.start()
+    try:
+        async with connect(server.address) as client, connect(server.address) as other:
+            for one in (client, other):
+                await one.sign_in()
+            async with socket(client) as first, socket(client) as second, socket(client) as third:
+                for ws in (first, second):
+                    await initialised(client, ws)
+                await say(third, {"type": "connection_init", "payload": {"authorization": f"Bearer {client.token}"}})
+                closed = await third.receive()
+                assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 4429)
+                # Another user, and somebody without a token, have their own.
+                async with socket(other) as ws:
+                    await initialised(other, ws)
+                async with socket(client) as ws:
+                    await say(ws, {"type": "connection_init"})
+                    assert await hear(ws) == {"type": "connection_ack"}
+            async with asyncio.timeout(10):
+                while len(server.application.sockets):
+                    await asyncio.sleep(0.01)
+            async with socket(client) as first, socket(client) as second:
+                for ws in (first, second):
+                    await initialised(client, ws)
+    finally:
+        await server.drain()
+        await server.close()
+
+
 async def test_a_reader_that_neither_reads_nor_answers_pings_is_let_go_and_can_resume(
     postgres_url: str, tmp_path: Any
 ) -> None:
