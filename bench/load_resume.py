@@ -35,12 +35,14 @@ class Resume:
         tokens: how many were in them.
         size: bytes of those events.
         seconds: from the begin of its connection until it had them.
+        cpu_seconds: of the server, from the subscription on a socket that is open until all is taken.
     """
 
     events: int
     tokens: int
     size: int
     seconds: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,15 @@ class LongAnswer:
             raise BenchError(f"stopMessage was refused: {answer['errors']}")
 
     async def _resume(self, server: ServerProcess, tokens: int) -> Resume:
-        reader = TextReader(*product_socket(self._token, READ, {"messageId": self.message_id, "after": self._after}))
+        path, headers, (init, subscribe) = product_socket(
+            self._token, READ, {"messageId": self.message_id, "after": self._after}
+        )
+        reader = TextReader(path, headers, [init])
         began = time.perf_counter()
         await reader.open(server.port)
+        await reader.next()
+        busy = server.cpu_seconds()
+        reader.say(subscribe)
         events = held = size = 0
         at = began
         while held < tokens - self._seen:
@@ -122,8 +130,9 @@ class LongAnswer:
             if not (found := text.count(TOKEN)):
                 raise BenchError(f"not what was missed: {text[:300]!r}")
             events, held, size = events + 1, held + found, size + len(text)
+        busy = server.cpu_seconds() - busy
         reader.close()
-        return Resume(events, held, size, at - began)
+        return Resume(events, held, size, at - began, busy)
 
 
 async def log_size(valkey: ValkeyServer, message_ids: Sequence[str]) -> LogSize:

@@ -142,8 +142,9 @@ class StreamsBench:
             ]
             await answer.stop(connection)
             rows.append(_resume_row("after the end, from the database", await answer.resumes(there, _TOKENS)))
-            head = f"### Catching up on {_TOKENS:,} tokens\n\n| | events | tokens | bytes | ms from connecting |"
-            print("\n" + "\n".join([head, "| --- | --- | --- | --- | --- |", *rows]))
+            head = f"### Catching up on {_TOKENS:,} tokens\n\n"
+            head += "| | events | tokens | bytes | ms from connecting | ms of CPU from subscribing |"
+            print("\n" + "\n".join([head, "| --- | --- | --- | --- | --- | --- |", *rows]))
             print(
                 f"\n### The token log in Valkey\n\n"
                 f"{_LOG_ANSWERS} answers at {LOG_RATE} tokens/s: {log.tokens:,} tokens in {log.entries:,} entries take "
@@ -200,9 +201,11 @@ def _readers_row(title: str, one: StreamRound, before_mib: float) -> str:
 
 def _resume_row(title: str, resumes: Sequence[Resume]) -> str:
     events = max(one.events for one in resumes)
-    times = sorted(one.seconds * 1_000 for one in resumes)
-    told = f"{median(times):.0f} ({times[0]:.0f}–{times[-1]:.0f})"
-    return f"| {title} | {events} | {resumes[0].tokens:,} | {resumes[0].size:,} | {told} |"
+    told = [
+        f"{median(times):.1f} ({min(times):.1f}–{max(times):.1f})"
+        for times in ([one.seconds * 1_000 for one in resumes], [one.cpu_seconds * 1_000 for one in resumes])
+    ]
+    return f"| {title} | {events} | {resumes[0].tokens:,} | {resumes[0].size:,} | {' | '.join(told)} |"
 
 
 def _complaints(server: ServerProcess) -> str:

@@ -111,9 +111,13 @@ class SocketClient(asyncio.Protocol):
         del kind, now
         self._complain(data[start:end])
 
+    def say(self, text: str) -> None:
+        """Send a text."""
+        self._send(_TEXT_FRAME, text.encode())
+
     def _say_next(self) -> None:
         if self._opening:
-            self._send(_TEXT_FRAME, self._opening.pop(0).encode())
+            self.say(self._opening.pop(0))
 
     def _send(self, kind: int, payload: bytes) -> None:
         # A client must mask; the key 0 leaves the payload as it is, and on 127.0.0.1 there is no proxy to protect.
