@@ -16,7 +16,7 @@ import orjson
 from bench.cores import Cores, yardstick_ms
 from bench.load_http import HttpConnection, graphql_request, percentile
 from bench.servers import BenchError, ServerProcess
-from bench.websocket import TOKEN, StreamReader
+from bench.websocket import TOKEN, StreamReader, read_all
 from bench.window import Usage, Window
 
 RATE = 30
@@ -179,7 +179,7 @@ async def measure_streams(
                 reader.recording = True
             events, tokens = _count(readers)
             window = Window(server, cores, pace)
-            await asyncio.sleep(seconds)
+            read_all(readers, seconds)
             usage = window.close()
             events_after, tokens_after = _count(readers)
             for reader in readers:
