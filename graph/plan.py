@@ -55,9 +55,9 @@ from graphql.execution.collect_fields import FieldDetails, FragmentDetails, coll
 from graphql.execution.values import VariableValues, get_argument_values
 from strawberry.schema.schema_converter import GraphQLCoreConverter
 from strawberry.types import ExecutionResult
-from strawberry.types.arguments import convert_arguments
 from strawberry.types.field import StrawberryField
 
+from graph.arguments import arguments_converter
 from graph.batching import BATCH, Wanted
 from graph.context import Context
 from graph.types.node import Needs, RecordView
@@ -323,11 +323,7 @@ class Planner:
     def _arguments(self, definition: GraphQLField, field: StrawberryField, node: FieldNode) -> _Arguments:
         if not definition.args:
             return _no_arguments
-        converter = self._converter
-
-        def convert(given: dict[str, Any]) -> dict[str, Any]:
-            return convert_arguments(given, field.arguments, converter.scalar_registry, converter.config)
-
+        convert = arguments_converter(field.arguments, self._converter)
         if not _variables_of(node.arguments):
             given = get_argument_values(definition, node, self._variables)
             if not given:

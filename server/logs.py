@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +44,17 @@ class _Formatter(logging.Formatter):
 
 class TextFormatter(_Formatter):
     """`time level logger message key=value …`; control characters are escaped, so no input forges a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = (0, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's
+        """The local time, to the millisecond. What two lines of one second share is made once."""
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = second, time.strftime(datefmt or self.default_time_format, time.localtime(second))
+        return f"{self._second[1]},{int(record.msecs):03}"
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and a marked one for each of a trace."""
@@ -91,6 +103,8 @@ def _plain(value: object) -> str | int | float | bool | None:
 
 
 def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
