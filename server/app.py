@@ -8,6 +8,7 @@ from config import Settings
 from graph.context import Services
 from graph.schema import build_schema
 from server.account_files import AccountFiles
+from server.answers import Answers
 from server.attachments import AttachmentHttp
 from server.connections import Connections
 from server.files import FileLinks
@@ -47,10 +48,10 @@ class Application:
             times=socket_times,
         )
         self._origins = Origins(settings.allowed_origins)
-        self._http = GraphQLHttp(schema, services, operations)
         self.sockets = GraphQLSockets(schema, services, limits, operations)
         self.connections = Connections()
         self.requests = Requests(self.connections)
+        self._http = GraphQLHttp(schema, services, operations, Answers(self.requests, self._origins))
         self.web = web.Application(
             client_max_size=settings.max_request_bytes,
             middlewares=[self.requests.named(), self._origins.preflight()],

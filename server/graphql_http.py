@@ -17,7 +17,6 @@ from typing import Any
 
 import orjson
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
-from multidict import CIMultiDict
 from strawberry.exceptions import MissingQueryError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
@@ -29,6 +28,7 @@ from graph.errors import format_errors
 from graph.scalars import UploadedFile
 from graph.schema import Schema
 from models.database import DatabaseUnavailableError
+from server.answers import Answers
 from server.bodies import pieces
 from server.identity import viewer_of_headers
 from server.operations import Operation, Operations
@@ -37,13 +37,11 @@ from services.errors import BadUserInputError, ErrorCode, UnauthenticatedError, 
 # For a JSON body, to its end; a form with a file has the deadlines of `server.bodies`.
 BODY_SECONDS = 30.0
 
+_JSON_TYPE = "application/json"
 _RESPONSE_TYPE = "application/graphql-response+json"
 _PREFLIGHT = ("GraphQL-Preflight", "Apollo-Require-Preflight")
 _POST = (OperationType.QUERY, OperationType.MUTATION)
 _GET = (OperationType.QUERY,)
-# Answers are a viewer's own.
-_JSON_HEADERS = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-store"})
-_RESPONSE_HEADERS = CIMultiDict({"Content-Type": _RESPONSE_TYPE, "Cache-Control": "no-store"})
 
 
 class BadRequestError(Exception):
@@ -80,12 +78,13 @@ class GraphQLRequest:
 class GraphQLHttp:
     """The handlers of POST and GET /graphql."""
 
-    def __init__(self, schema: Schema, services: Services, operations: Operations) -> None:
+    def __init__(self, schema: Schema, services: Services, operations: Operations, answers: Answers) -> None:
         self._schema = schema
         self._services = services
         self._operations = operations
+        self._answers = answers
 
-    async def post(self, request: web.Request) -> web.Response:
+    async def post(self, request: web.Request) -> web.StreamResponse:
         """Run one query or mutation."""
         if request.content_type == "multipart/form-data":
             return await self._post_form(request)
@@ -106,7 +105,7 @@ class GraphQLHttp:
             return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
         return await self._run(request, asked, _POST)
 
-    async def _post_form(self, request: web.Request) -> web.Response:
+    async def _post_form(self, request: web.Request) -> web.StreamResponse:
         if not any(request.headers.get(name) for name in _PREFLIGHT):
             message = f"A form needs the header {_PREFLIGHT[0]} or {_PREFLIGHT[1]}, with any value."
             return error_response(415, ErrorCode.BAD_USER_INPUT, message)
@@ -122,7 +121,7 @@ class GraphQLHttp:
             return error_response(400, ErrorCode.BAD_USER_INPUT, str(refusal))
         return await self._run(request, asked, _POST)
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def get(self, request: web.Request) -> web.StreamResponse:
         """Run one query, from the URL."""
         data: dict[str, Any] = dict(request.query)
         try:
@@ -138,14 +137,14 @@ class GraphQLHttp:
 
     async def _run(
         self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...]
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         context = await self._context(request)
         with self._operations.running(context, request.headers) as operation:
             return await self._execute(request, asked, allowed, operation)
 
     async def _execute(
         self, request: web.Request, asked: GraphQLRequest, allowed: tuple[OperationType, ...], operation: Operation
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         context = operation.context
         try:
             result = await self._schema.run(
@@ -169,7 +168,10 @@ class GraphQLHttp:
         await context.announce(asked.query)
         payload = result_payload(result)
         operation.told(payload)
-        return _response(result, payload, request.headers.get("Accept", ""))
+        body = orjson.dumps(payload)
+        if _RESPONSE_TYPE not in request.headers.get(hdrs.ACCEPT, ""):
+            return self._answers.make(request, 200, _JSON_TYPE, body)
+        return self._answers.make(request, 400 if is_request_error(result) else 200, _RESPONSE_TYPE, body)
 
     async def _context(self, request: web.Request) -> Context:
         try:
@@ -266,11 +268,3 @@ def is_request_error(result: ExecutionResult) -> bool:
     if isinstance(result, PreExecutionError):
         return True
     return result.data is None and bool(result.errors) and all(error.path is None for error in result.errors or ())
-
-
-def _response(result: ExecutionResult, payload: dict[str, Any], accept: str) -> web.Response:
-    body = orjson.dumps(payload)
-    if _RESPONSE_TYPE not in accept:
-        return web.Response(body=body, headers=_JSON_HEADERS)
-    status = 400 if is_request_error(result) else 200
-    return web.Response(status=status, body=body, headers=_RESPONSE_HEADERS)

@@ -48,10 +48,14 @@ class Origins:
         """Set the headers of CORS, as a response begins."""
         vary = response.headers.get(hdrs.VARY)
         response.headers[hdrs.VARY] = "Origin" if not vary else f"{vary}, Origin"
+        response.headers.update(self.headers(request))
+
+    def headers(self, request: web.Request) -> dict[str, str]:
+        """What lets the page that sent a request read the response, where it may."""
         origin = self.named(request)
-        if origin is not None:
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+        if origin is None:
+            return {}
+        return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: _EXPOSED}
 
     def preflight(self) -> Callable[..., Awaitable[web.StreamResponse]]:
         """The middleware that answers browsers which ask before they send."""

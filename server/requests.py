@@ -42,6 +42,10 @@ class Requests:
 
         return middleware
 
+    def id_of(self, request: web.Request) -> str:
+        """The id that a request was given."""
+        return request[_KEY]
+
     async def announce(self, request: web.Request, response: web.StreamResponse) -> None:
         """Count a response and tell its id, as it begins."""
         resource = request.match_info.route.resource

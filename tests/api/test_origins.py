@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -91,6 +93,41 @@ def may_read(headers: Any, origin: str) -> bool:
     assert "Origin" in [name.strip() for name in ",".join(headers.getall("Vary", [])).split(",")]
     assert headers.getall("X-Content-Type-Options") == ["nosniff"]
     return bool(allowed)
+
+
+ANSWERED: list[tuple[str, str, dict[str, str], int]] = [
+    ("POST", "{ __typename }", {}, 200),
+    ("POST", "{ __typename }", {"Accept": "application/graphql-response+json"}, 200),
+    ("POST", "{ nope }", {"Accept": "application/graphql-response+json"}, 400),
+    ("POST", "{ nope }", {"Origin": ALLOWED[0]}, 200),
+    ("POST", "{ __typename }", {"Origin": REFUSED[0]}, 200),
+    ("GET", "{ __typename }", {"Origin": ALLOWED[1], "X-Request-Id": "mine"}, 200),
+]
+
+
+@pytest.mark.parametrize(("method", "query", "more", "status"), ANSWERED)
+async def test_an_answer_has_the_same_head_whether_or_not_its_connection_is_kept(
+    user: Client, method: str, query: str, more: dict[str, str], status: int
+) -> None:
+    heads, bodies = [], []
+    for connection in ("keep-alive", "close"):
+        given: dict[str, Any] = {"params": {"query": query}} if method == "GET" else {"json": {"query": query}}
+        headers = more | {"Connection": connection}
+        async with user.http.request(method, user.url, headers=headers, **given) as response:
+            bodies.append(await response.read())
+            heads.append({name.title(): value for name, value in response.headers.items()})
+            assert response.status == status
+            assert len(heads[-1]) == len(response.headers)
+    kept, ended = heads
+    assert ended.pop("Connection") == "close"
+    if "X-Request-Id" not in more:
+        assert kept.pop("X-Request-Id") != ended.pop("X-Request-Id")
+    assert abs(parsedate_to_datetime(kept.pop("Date")) - parsedate_to_datetime(ended.pop("Date"))) < timedelta(
+        minutes=1
+    )
+    assert kept == ended
+    assert bodies[0] == bodies[1]
+    assert kept["Cache-Control"] == "no-store"
 
 
 # What is sent, and the status that comes: every route, and every kind of failure.
