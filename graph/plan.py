@@ -438,7 +438,12 @@ class _Code:
         """A leaf that is an attribute."""
         leaf = _named(kind)
         written_as = None if self._view is None else self._view.written.get(name)
-        read = self._read(name) if written_as is None else f"r.{written_as}"
+        made_of = None if self._view is None else self._view.made_of.get(name)
+        if made_of is not None:
+            source, make = made_of
+            read = f"{self._bound(make)}(r.{source})"
+        else:
+            read = self._read(name) if written_as is None else f"r.{written_as}"
         if written_as is not None:
             written = "v"
         elif isinstance(leaf, GraphQLEnumType):

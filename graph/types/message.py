@@ -281,6 +281,7 @@ class Message(RecordView, Node):
         "siblings": ("thread_id", "parent_id"),
     }
     written = {"role": "role_name", "status": "status_name"}  # noqa: RUF012 - declared where it is inherited from
+    made_of = {"text": ("parts_json", stored_parts.text_from_json)}  # noqa: RUF012
     record: strawberry.Private[MessageRecord]
     thread_record: strawberry.Private[ThreadRecord | None]
     role: MessageRole = strawberry.field(description="Who speaks.")
