@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from inspect import Parameter, signature
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import strawberry
 from strawberry.dataloader import DataLoader
@@ -24,9 +24,25 @@ keyword, is told by the planned executor, and a resolver by `wanted_below`: they
 
 BATCH = "batch"
 """Where a field's metadata hold its function of many objects."""
+JOINED = "joined"
+"""Where they hold its `Joined`, or None."""
 
 
-def batched_field(load: Callable[..., Awaitable[Sequence[Any]]], *, description: str) -> Any:
+class Joined(NamedTuple):
+    """What a field shows may have been read with the record of its object already.
+
+    Attributes:
+        read: that record, from the object; None where there is none, `NOT_READ` where it was not read.
+        show: the view of it.
+    """
+
+    read: Callable[[Any], Any]
+    show: Callable[[Any], Any]
+
+
+def batched_field(
+    load: Callable[..., Awaitable[Sequence[Any]]], *, description: str, joined: Joined | None = None
+) -> Any:
     """A field that is resolved for many objects at once.
 
     Args:
@@ -34,6 +50,7 @@ def batched_field(load: Callable[..., Awaitable[Sequence[Any]]], *, description:
             value for each object in their order, or an exception where one object has none. Its annotations are
             strings, as `from __future__ import annotations` makes them.
         description: the field's.
+        joined: where the planned executor looks before it calls `load`, which has to look there too.
     """
     form = signature(load)
     arguments = [one for one in form.parameters.values() if one.kind is Parameter.POSITIONAL_OR_KEYWORD][2:]
@@ -55,7 +72,7 @@ def batched_field(load: Callable[..., Awaitable[Sequence[Any]]], *, description:
         ],
         return_annotation=returned.removeprefix("list[").removesuffix("]"),
     )
-    return strawberry.field(resolver=resolve, description=description, metadata={BATCH: load})
+    return strawberry.field(resolver=resolve, description=description, metadata={BATCH: load, JOINED: joined})
 
 
 def wanted_below(info: Info) -> Wanted:

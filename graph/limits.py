@@ -154,7 +154,12 @@ class _Cost:
         if self.variable is not None:
             given = variables.get(self.variable)
             length = min(given, MAX_PAGE) if isinstance(given, int) and given > 0 else DEFAULT_PAGE
-        return length * (1 + sum(cost.of(variables) for cost in self.below))
+        return length * (1 + sum([cost.of(variables) for cost in self.below]))
+
+    @property
+    def varies(self) -> bool:
+        """Whether it depends on variables."""
+        return self.variable is not None or any(cost.varies for cost in self.below)
 
 
 @dataclass(slots=True)
@@ -170,10 +175,16 @@ class Checked:
     """Of its queries, by the operation and the values of the variables that decide which fields are left out."""
     deciding: tuple[str, ...] | None = None
     """The names of those variables, once they were looked for."""
+    light: bool = False
+    """Whether it was found to cost little enough whatever its variables are."""
 
     def weigh(self, variables: dict[str, Any]) -> list[GraphQLError]:
         """The refusal of what could give too many objects with these variables."""
-        if sum(cost.of(variables) for cost in self.costs) > MAX_COST:
+        if self.light:
+            return []
+        cost = sum([cost.of(variables) for cost in self.costs])
+        self.light = cost <= MAX_COST and not any(cost.varies for cost in self.costs)
+        if cost > MAX_COST:
             return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
         return []
 

@@ -58,9 +58,10 @@ from strawberry.types import ExecutionResult
 from strawberry.types.field import StrawberryField
 
 from graph.arguments import arguments_converter
-from graph.batching import BATCH, Wanted
+from graph.batching import BATCH, JOINED, Joined, Wanted
 from graph.context import Context
 from graph.types.node import Needs, RecordView
+from models.records import NOT_READ
 
 
 class UnplannedError(Exception):
@@ -219,6 +220,38 @@ class Step:
         return located_error(error, self._nodes, [self.key])
 
 
+class _JoinedStep(Step):
+    """A field whose values may have been read with the objects; what many of them share is written once."""
+
+    __slots__ = ("_joined",)
+
+    def __init__(
+        self,
+        key: str,
+        field: GraphQLField,
+        nodes: list[FieldNode],
+        resolve: Callable[[Values, Run], Awaitable[Values]],
+        complete: Complete,
+        joined: Joined,
+    ) -> None:
+        super().__init__(key, field, nodes, resolve, complete, waits=True)
+        self._joined = joined
+
+    async def fill(self, objects: Values, made: list[dict[str, Any]], run: Run) -> None:
+        """Put the field into the dicts of its objects."""
+        read = list(map(self._joined.read, objects))
+        distinct = dict(zip(map(id, read), read, strict=True))
+        if id(NOT_READ) in distinct:
+            await super().fill(objects, made, run)
+            return
+        show = self._joined.show
+        values = [None if one is None else show(one) for one in distinct.values()]
+        written = dict(zip(distinct, await self.complete(values, run), strict=True))
+        key = self.key
+        for one, record in zip(made, read, strict=True):
+            one[key] = written[id(record)]
+
+
 class Planner:
     """Makes the plan of one operation, for one choice of the variables that decide what is left out.
 
@@ -313,7 +346,11 @@ class Planner:
         if batch is not None:
             if "wanted" in signature(batch).parameters:
                 batch = partial(batch, wanted=completion.wanted)
-            return Step(key, definition, nodes, _batch(batch, arguments), _once_each(complete), waits=True)
+            called, complete = _batch(batch, arguments), _once_each(complete)
+            joined = field.metadata.get(JOINED)
+            if joined is not None:
+                return _JoinedStep(key, definition, nodes, called, complete, joined)
+            return Step(key, definition, nodes, called, complete, waits=True)
         info = resolver.info_parameter.name if resolver.info_parameter else None
         make = _call_each if not resolver.is_async else _await_each
         function = cast("Callable[..., Any]", resolver.wrapped_func)

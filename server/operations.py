@@ -89,7 +89,10 @@ class Operations:
         kind, name = context.operation_type or "invalid", self._name(context)
         self.outcomes[kind, name, outcome] += 1
         if kind in ("query", "mutation"):
-            self.seconds.setdefault((kind, name), Histogram()).observe(seconds)
+            histogram = self.seconds.get((kind, name))
+            if histogram is None:
+                histogram = self.seconds[kind, name] = Histogram()
+            histogram.observe(seconds)
         if span is not NO_SPAN:
             span.rename(f"{kind} {name}")
             span.note({"graphql.operation.type": kind, "graphql.operation.name": name})

@@ -54,6 +54,7 @@ def _list_query(order: str, wanted: frozenset[str] | None) -> str:
     """  # noqa: S608 - only column names are put in
 
 
+@lru_cache(maxsize=256)
 def _of_project(wanted: frozenset[str] | None) -> frozenset[str]:
     prefix = "project."
     return frozenset(name.removeprefix(prefix) for name in wanted or () if name.startswith(prefix))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from operator import attrgetter
 from typing import ClassVar
 from uuid import UUID
 
 import strawberry
 
-from graph.batching import Wanted, batched_field, unique
+from graph.batching import Joined, Wanted, batched_field, unique
 from graph.context import Context
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
@@ -105,7 +106,11 @@ class Thread(RecordView, Node):
     created_at: datetime = strawberry.field(description="When it was begun.")
     updated_at: datetime = strawberry.field(description="Its last activity: a question, or the end of an answer.")
 
-    project: Project | None = batched_field(_projects, description="The project it is in; null where it is in none.")
+    project: Project | None = batched_field(
+        _projects,
+        description="The project it is in; null where it is in none.",
+        joined=Joined(attrgetter("record.project"), Project.of),
+    )
     messages: MessageConnection = batched_field(
         _messages, description="The active path through the tree of messages, oldest first."
     )
