@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from bench.load_http import HttpConnection, graphql_request
+from bench.load_http import HttpConnection, fetch, graphql_request
 from bench.load_streams import READ, ask, product_socket
 from bench.servers import BenchError, ServerProcess
 from bench.websocket import TOKEN, StreamReader, TextReader
@@ -107,9 +107,10 @@ class LongAnswer:
         """Some readers, one after the other, who go on with the cursor; the answer has so many tokens."""
         return [await self._resume(server, tokens) for _ in range(_TIMES)]
 
-    async def stop(self, connection: HttpConnection) -> None:
+    async def stop(self, server: ServerProcess) -> None:
         """Let it end: its text is in the database from then on."""
-        answer = orjson.loads(await connection.exchange(graphql_request(_STOP, self._token, {"id": self.message_id})))
+        # The connection on which it was asked for is closed by now: nobody used it.
+        answer = orjson.loads(await fetch(server.port, graphql_request(_STOP, self._token, {"id": self.message_id})))
         if "errors" in answer:
             raise BenchError(f"stopMessage was refused: {answer['errors']}")
 

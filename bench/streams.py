@@ -140,7 +140,7 @@ class StreamsBench:
                     f"from the log ({long.entries:,} entries), at another server", await answer.resumes(there, _TOKENS)
                 ),
             ]
-            await answer.stop(connection)
+            await answer.stop(here)
             rows.append(_resume_row("after the end, from the database", await answer.resumes(there, _TOKENS)))
             head = f"### Catching up on {_TOKENS:,} tokens\n\n"
             head += "| | events | tokens | bytes | ms from connecting | ms of CPU from subscribing |"
