@@ -134,12 +134,12 @@ class StreamsBench:
             _tell(f"{_TOKENS} tokens, for {_TOKENS / plan.token_rate:.0f} s")
             await answer.written(_TOKENS, _TOKENS / plan.token_rate)
             long = await log_size(valkey, [answer.message_id])
-            rows = [
-                _resume_row("from memory, at its server", await answer.resumes(here, _TOKENS)),
-                _resume_row(
-                    f"from the log ({long.entries:,} entries), at another server", await answer.resumes(there, _TOKENS)
-                ),
-            ]
+            # Each connection to the database prepares each statement once.
+            await answer.resumes(here, _TOKENS)
+            rows = [_resume_row("from memory, at its server", await answer.resumes(here, _TOKENS))]
+            first, *others = await answer.resumes(there, _TOKENS)
+            rows.append(_resume_row(f"from the log ({long.entries:,} entries), the first at another server", [first]))
+            rows.append(_resume_row("those behind it there", others))
             await answer.stop(here)
             rows.append(_resume_row("after the end, from the database", await answer.resumes(there, _TOKENS)))
             head = f"### Catching up on {_TOKENS:,} tokens\n\n"
