@@ -196,7 +196,10 @@ class GraphQLSockets:
         """
         self._sent_away = True
         sockets = list(self._open)
-        await asyncio.gather(*(socket.close(WSCloseCode.SERVICE_RESTART, "The server restarts") for socket in sockets))
+        for socket in sockets:
+            socket.close_soon(WSCloseCode.SERVICE_RESTART, "The server restarts")
+        if serving := [socket.serving for socket in sockets if socket.serving is not None]:
+            await asyncio.wait(serving, timeout=2 * self.limits.times.close_seconds)
 
     async def _watch(self) -> None:
         while True:
@@ -240,7 +243,9 @@ class _Socket:
         self._acknowledged = False
         self._closed_here = False
         self._operations: dict[str, asyncio.Task[None]] = {}
-        self._closing: asyncio.Task[None] | None = None
+        # Who takes its messages; nobody once it ends.
+        self.serving: asyncio.Task[Any] | None = None
+        self._close_as: tuple[int, str] | None = None
         self._draining: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(
@@ -254,18 +259,18 @@ class _Socket:
 
     async def serve(self) -> None:
         """Take messages until either side closes."""
+        task = self.serving = asyncio.current_task()
+        assert task is not None
         try:
-            async for message in self._ws:
-                if message.type is WSMsgType.TEXT:
-                    await self._take(message.data)
-                elif message.type is WSMsgType.BINARY:
-                    await self.close(4400, "Messages are text")
-                elif message.type is WSMsgType.PING:
-                    await self._room()
-                    await self._ws.pong(message.data)
+            await self._take_all()
         except (ClientConnectionResetError, ConnectionResetError):
             pass
+        except asyncio.CancelledError:
+            if self._close_as is None or task.uncancel():
+                raise
+            await self.close(*self._close_as)
         finally:
+            self.serving = None
             # aiohttp ends a socket so where a ping had no pong; we do where a close had no answer.
             if isinstance(self._ws.exception(), TimeoutError) and not self._closed_here:
                 self._sockets.let_go["silent"] += 1
@@ -273,21 +278,36 @@ class _Socket:
             running = [task for task in (*self._operations.values(), self._draining) if task is not None]
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, *([self._closing] if self._closing else []), return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             # A cancelled task holds its frames, and so this.
             self._operations.clear()
 
+    async def _take_all(self) -> None:
+        async for message in self._ws:
+            if message.type is WSMsgType.TEXT:
+                await self._take(message.data)
+            elif message.type is WSMsgType.BINARY:
+                await self.close(4400, "Messages are text")
+            elif message.type is WSMsgType.PING:
+                await self._room()
+                await self._ws.pong(message.data)
+
     async def close(self, code: int, reason: str) -> None:
-        """Close with a code; the client is given a moment to agree."""
+        """Close with a code, from within `serve`; the client is given a moment to agree."""
         self._closed_here = True
         with contextlib.suppress(ConnectionError, RuntimeError):
             # Not drained: that has no deadline. The end of `serve` has one.
             await self._ws.close(code=code, message=reason.encode()[:120], drain=False)
 
     def close_soon(self, code: int, reason: str) -> None:
-        """Close with a code, in a task of the socket's own."""
-        if self._closing is None:
-            self._closing = asyncio.create_task(self.close(code, reason), name="closing socket")
+        """Close with a code, from anywhere.
+
+        Whoever takes messages has to do it. Where another task closes, aiohttp cuts the connection behind the code and
+        waits for no answer, and a client that is sending meanwhile may lose the code to the reset of the connection.
+        """
+        if self.serving is not None and self._close_as is None and not self._closed_here:
+            self._close_as = (code, reason)
+            self.serving.cancel()
 
     async def _take(self, text: str) -> None:
         try:
@@ -359,7 +379,7 @@ class _Socket:
             fresh = viewer
         if viewer is None or fresh is None or fresh.id != viewer.id:
             return await self.close(4403, "The token is another viewer's")
-        if self._closing is None:
+        if self._close_as is None:
             self._timer.cancel()
             self.viewer = fresh
             self._end_with_token(fresh.expires_at)

@@ -465,6 +465,30 @@ async def test_sockets_of_a_process_are_bounded(postgres_url: str, tmp_path: Any
         await server.close()
 
 
+async def test_a_close_waits_for_its_answer_so_that_no_client_loses_the_code(postgres_url: str, tmp_path: Any) -> None:
+    times = SocketTimes(init_seconds=0.05, close_seconds=60)
+    server = Server(test_settings(await make_database(postgres_url), tmp_path), socket_times=times)
+    await server.start()
+    try:
+        async with connect(server.address) as client:
+            async with socket(client, autoclose=False) as ws:
+                closed = await ws.receive()
+                assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 4408)
+                await client.run("{ __typename }")
+                # Were it cut already, what is sent now would reset the connection, and a code not yet read be lost.
+                assert len(server.application.sockets) == 1
+                await say(ws, {"type": "connection_init"})
+                await client.run("{ __typename }")
+                assert len(server.application.sockets) == 1
+                await ws.close()
+            async with asyncio.timeout(10):
+                while len(server.application.sockets):
+                    await asyncio.sleep(0.01)
+    finally:
+        await server.drain()
+        await server.close()
+
+
 async def test_sockets_of_a_user_are_bounded(postgres_url: str, tmp_path: Any) -> None:
     server = Server(test_settings(await make_database(postgres_url), tmp_path, max_sockets_per_user=2))
     await server.start()

@@ -85,6 +85,10 @@ class Board:
                     await self._change(connection, chance)
             except (asyncpg.AdminShutdownError, asyncpg.ConnectionDoesNotExistError):
                 pass
+            except asyncpg.InternalServerError as error:
+                # PostgreSQL 18, once in some thousand changes beside one that is killed: the change is rolled back.
+                if "new multixact has more than one updating member" not in str(error):
+                    raise
             finally:
                 with contextlib.suppress(OSError, asyncpg.InterfaceError):
                     await connection.close()
@@ -126,8 +130,9 @@ class Board:
 async def test_counts_are_right_after_any_changes_at_once_rollbacks_and_killed_connections(database: Database) -> None:
     board = Board(database)
     await board.begin()
-    async with asyncio.timeout(60):
-        await asyncio.gather(*(board.write(seed) for seed in range(WRITERS)))
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for seed in range(WRITERS):
+            group.create_task(board.write(seed))
     assert board.written > WRITERS * CHANGES / 2
     assert await board.wrong() == 0
     async with database.acquire() as connection:
