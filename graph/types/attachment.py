@@ -60,8 +60,11 @@ class Attachment(RecordView, Node):
 class AttachmentEdge:
     """An edge."""
 
-    cursor: Cursor = strawberry.field(description="This place.")
     node: Attachment = strawberry.field(description="The attachment.")
+
+    @strawberry.field(description="This place.")
+    def cursor(self) -> Cursor:
+        return Cursor(_place(self.node.record))
 
 
 @strawberry.type(description="A page of attachments, newest first.")
@@ -72,9 +75,7 @@ class AttachmentConnection:
 
     @strawberry.field(description="The attachments with their places.")
     def edges(self) -> list[AttachmentEdge]:
-        return [
-            AttachmentEdge(cursor=Cursor(_place(record)), node=Attachment.of(record)) for record in self.page.records
-        ]
+        return [AttachmentEdge(node=attachment) for attachment in Attachment.of_each(self.page.records)]
 
     @strawberry.field(description="Where this page lies.")
     def page_info(self) -> PageInfo:

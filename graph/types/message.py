@@ -345,8 +345,11 @@ class MessageEdge:
     """An edge."""
 
     needs: ClassVar[Needs] = {"cursor": ("depth",), "node": selected_below}
-    cursor: Cursor = strawberry.field(description="This place.")
     node: Message = strawberry.field(description="The message.")
+
+    @strawberry.field(description="This place.")
+    def cursor(self) -> Cursor:
+        return Cursor(_place(self.node.record))
 
 
 @strawberry.type(description="A page of a thread's active path, oldest first.")
@@ -359,10 +362,7 @@ class MessageConnection:
 
     @strawberry.field(description="The messages with their places.")
     def edges(self) -> list[MessageEdge]:
-        return [
-            MessageEdge(cursor=Cursor(_place(record)), node=Message.of(record, self.thread))
-            for record in self.page.records
-        ]
+        return [MessageEdge(node=Message.of(record, self.thread)) for record in self.page.records]
 
     @strawberry.field(description="Where this page lies.")
     def page_info(self) -> PageInfo:

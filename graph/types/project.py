@@ -95,8 +95,11 @@ class Project(RecordView, Node):
 class ProjectEdge:
     """An edge."""
 
-    cursor: Cursor = strawberry.field(description="This place.")
     node: Project = strawberry.field(description="The project.")
+
+    @strawberry.field(description="This place.")
+    def cursor(self) -> Cursor:
+        return Cursor(_place(self.node.record))
 
 
 @strawberry.type(description="A page of projects, newest first.")
@@ -107,7 +110,7 @@ class ProjectConnection:
 
     @strawberry.field(description="The projects with their places.")
     def edges(self) -> list[ProjectEdge]:
-        return [ProjectEdge(cursor=Cursor(_place(record)), node=Project.of(record)) for record in self.page.records]
+        return [ProjectEdge(node=project) for project in Project.of_each(self.page.records)]
 
     @strawberry.field(description="Where this page lies.")
     def page_info(self) -> PageInfo:

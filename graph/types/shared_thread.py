@@ -106,8 +106,11 @@ def _part_of(
 class SharedMessageEdge:
     """An edge."""
 
-    cursor: Cursor = strawberry.field(description="This place.")
     node: SharedMessage = strawberry.field(description="The message.")
+
+    @strawberry.field(description="This place.")
+    def cursor(self) -> Cursor:
+        return Cursor(_place(self.node.record))
 
 
 @strawberry.type(description="A page of a shared thread, oldest first.")
@@ -119,10 +122,7 @@ class SharedMessageConnection:
 
     @strawberry.field(description="The messages with their places.")
     def edges(self) -> list[SharedMessageEdge]:
-        return [
-            SharedMessageEdge(cursor=Cursor(_place(record)), node=SharedMessage.of(record, self.token))
-            for record in self.page.records
-        ]
+        return [SharedMessageEdge(node=SharedMessage.of(record, self.token)) for record in self.page.records]
 
     @strawberry.field(description="Where this page lies.")
     def page_info(self) -> PageInfo:

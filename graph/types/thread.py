@@ -136,8 +136,11 @@ class ThreadEdge:
     """An edge."""
 
     needs: ClassVar[Needs] = {"cursor": _PLACE, "node": selected_below}
-    cursor: Cursor = strawberry.field(description="This place.")
     node: Thread = strawberry.field(description="The thread.")
+
+    @strawberry.field(description="This place.")
+    def cursor(self) -> Cursor:
+        return Cursor(_place(self.node.record))
 
 
 @strawberry.type(description="A page of threads: pinned first, then by last activity.")
@@ -149,7 +152,7 @@ class ThreadConnection:
 
     @strawberry.field(description="The threads with their places.")
     def edges(self) -> list[ThreadEdge]:
-        return [ThreadEdge(cursor=Cursor(_place(record)), node=Thread.of(record)) for record in self.page.records]
+        return [ThreadEdge(node=thread) for thread in Thread.of_each(self.page.records)]
 
     @strawberry.field(description="Where this page lies.")
     def page_info(self) -> PageInfo:

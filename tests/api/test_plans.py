@@ -151,6 +151,26 @@ async def test_every_query_gives_what_graphql_core_gives(
         assert executed == [True], "a plan does what has no error"
 
 
+@pytest.mark.parametrize("selected", ["edges { node { __typename } }", "edges { cursor }", "pageInfo { endCursor }"])
+@pytest.mark.parametrize(
+    "field",
+    ["threads", "projects", "attachments", 'search(query: "question")', "thread messages", "sharedThread messages"],
+)
+async def test_every_part_of_a_list_can_be_asked_for_alone(
+    world: World, executed: list[bool], field: str, selected: str
+) -> None:
+    (token, *_) = world.values["token"]
+    root = {
+        "thread messages": f'thread(id: "{world.thread_id}") {{ messages {{ %s }} }}',
+        "sharedThread messages": f"sharedThread(token: {token}) {{ messages {{ %s }} }}",
+    }.get(field, field + " { %s }")
+    asked = Operation(f"{{ {root % selected} }}", {})
+    expected = await world.by_graphql_core(asked)
+    assert b'"errors"' not in expected
+    assert await world.as_served(asked) == expected
+    assert executed == [True], "what is not selected need not have been read"
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_every_mutation_gives_what_graphql_core_gives(
