@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import uvloop
@@ -52,6 +53,18 @@ def run(measure: Callable[[Place, Cores], Awaitable[None]], *, max_connections: 
             return 1
     print(f"\nTook {time.monotonic() - began:.0f} s.")
     return 0
+
+
+def add_parts(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
+    """Let `--only` choose among the parts of a benchmark: all of them, where it is not given."""
+
+    def chosen(text: str) -> list[str]:
+        names = [name.strip().lower() for name in text.split(",")]
+        if unknown := set(names) - set(parts):
+            raise argparse.ArgumentTypeError(f"{', '.join(parts)}, not {', '.join(sorted(unknown))}")
+        return names
+
+    parser.add_argument("--only", type=chosen, default=list(parts), help=f"of {', '.join(parts)}; separated by commas")
 
 
 async def _until_terminated(work: Awaitable[None]) -> None:

@@ -28,7 +28,7 @@ from bench.cores import Cores
 from bench.load_http import HttpRound, fetch, graphql_request, measure_requests
 from bench.load_sockets import SESSION
 from bench.load_streams import measure_streams, stream_scripts
-from bench.run import run
+from bench.run import add_parts, run
 from bench.seed import seed
 from bench.servers import Place, ServerProcess
 from models.database import Database
@@ -211,17 +211,14 @@ def _tell(text: str) -> None:
 def main() -> int:
     """Run it; the exit status is 1 where it could not be run."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description="What more of everything costs.")
-    parser.add_argument("--only", default=",".join(_PARTS), help=f"which of {', '.join(_PARTS)}, separated by commas")
+    add_parts(parser, _PARTS)
     parser.add_argument("--messages", default=_MESSAGES, help="sizes of the database, separated by commas")
     parser.add_argument("--streams", default=_STREAMS, help="numbers of streams, separated by commas")
     arguments = parser.parse_args()
-    parts = [name.strip().lower() for name in arguments.only.split(",")]
-    if unknown := set(parts) - set(_PARTS):
-        parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
 
     async def measure(place: Place, cores: Cores) -> None:
         await ScaleBench(
-            parts=parts,
+            parts=arguments.only,
             messages=sorted(int(size) for size in arguments.messages.split(",")),
             streams=[int(count) for count in arguments.streams.split(",")],
             seconds=2.0,

@@ -27,7 +27,7 @@ from bench.load_http import HttpConnection
 from bench.load_resume import LOG_MODEL, LOG_RATE, LongAnswer, Resume, log_size
 from bench.load_sockets import IdleRound, measure_idle, sessions, sharing
 from bench.load_streams import RATE, OpenStream, StreamRound, ask, measure_streams, open_product_stream, stream_scripts
-from bench.run import run
+from bench.run import add_parts, run
 from bench.servers import Place, ServerProcess
 from tests.valkey import ValkeyServer
 
@@ -236,14 +236,11 @@ def main() -> int:
 def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="python -m bench.streams", description="What sockets and readers cost.")
     parser.add_argument("--quick", action="store_true", help="fewer of everything, in less than a minute")
-    parser.add_argument("--only", default=",".join(_PARTS), help=f"which of {', '.join(_PARTS)}, separated by commas")
+    add_parts(parser, _PARTS)
     arguments = parser.parse_args()
-    parts = [name.strip().lower() for name in arguments.only.split(",")]
-    if unknown := set(parts) - set(_PARTS):
-        parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
     quick = arguments.quick
     return Plan(
-        parts=parts,
+        parts=arguments.only,
         idle_sockets=500 if quick else 10_000,
         idle_rounds=1 if quick else 2,
         idle_seconds=2.0 if quick else 10.0,

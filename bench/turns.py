@@ -32,7 +32,7 @@ from bench.cores import Cores, yardstick_ms
 from bench.load_http import HttpConnection, graphql_request
 from bench.load_sockets import sessions
 from bench.load_streams import READ
-from bench.run import run
+from bench.run import add_parts, run
 from bench.servers import HOST, BenchError, Place, ServerProcess
 from bench.websocket import TOKEN, SocketClient
 from bench.window import Usage, Window
@@ -378,17 +378,14 @@ def main() -> int:
     """Run it; the exit status is 1 where it could not be run."""
     parser = argparse.ArgumentParser(prog="python -m bench.turns", description="What a whole turn costs.")
     parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--only", default=",".join(_PARTS), help=f"which of {', '.join(_PARTS)}, separated by commas")
+    add_parts(parser, _PARTS)
     parser.add_argument("--no-valkey", action="store_true", help="without the product on the Valkey channel")
     parser.add_argument("--rounds", type=int, default=0, help="how many rounds, instead of so many as usual")
     arguments = parser.parse_args()
-    parts = [name.strip().lower() for name in arguments.only.split(",")]
-    if unknown := set(parts) - set(_PARTS):
-        parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
 
     async def measure(place: Place, cores: Cores) -> None:
         await TurnsBench(
-            parts=parts,
+            parts=arguments.only,
             rounds=arguments.rounds or (1 if arguments.quick else 5),
             turns=50 if arguments.quick else 100,
             cores=cores,
