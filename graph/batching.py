@@ -29,15 +29,15 @@ JOINED = "joined"
 
 
 class Joined(NamedTuple):
-    """What a field shows may have been read with the record of its object already.
+    """The columns of what a field shows may have been read with the row of its object, behind that one's columns.
 
     Attributes:
-        read: that record, from the object; None where there is none, `NOT_READ` where it was not read.
-        show: the view of it.
+        view: the type that shows them; its key is null where there is none.
+        at: the place of the first of them.
     """
 
-    read: Callable[[Any], Any]
-    show: Callable[[Any], Any]
+    view: type[Any]
+    at: int
 
 
 def batched_field(
@@ -50,7 +50,7 @@ def batched_field(
             value for each object in their order, or an exception where one object has none. Its annotations are
             strings, as `from __future__ import annotations` makes them.
         description: the field's.
-        joined: where the planned executor looks before it calls `load`, which has to look there too.
+        joined: where the planned executor looks before it calls `load`.
     """
     form = signature(load)
     arguments = [one for one in form.parameters.values() if one.kind is Parameter.POSITIONAL_OR_KEYWORD][2:]

@@ -60,8 +60,7 @@ from strawberry.types.field import StrawberryField
 from graph.arguments import arguments_converter
 from graph.batching import BATCH, JOINED, Joined, Wanted
 from graph.context import Context
-from graph.types.node import Needs, RecordView
-from models.records import NOT_READ
+from graph.types.node import Needs, RecordView, Views
 
 
 class UnplannedError(Exception):
@@ -98,11 +97,20 @@ Complete = Callable[[Values, Run], Awaitable[Values]]
 """From what resolvers returned to what is answered, for many at once; AbandonedError where that is not clear."""
 
 
+Rows = Callable[[Sequence[Any]], list[dict[str, Any]]]
+"""From the rows of many objects to their dicts, without a view of any; IndexError where what is joined is not there."""
+
+
 class Completion(NamedTuple):
-    """How a field's values are completed, and the fields of records that are looked at below it."""
+    """How a field's values are completed, and the fields of records that are looked at below it.
+
+    Attributes:
+        rows: completes values that were not made yet, from their rows; None where that takes more than the rows.
+    """
 
     run: Complete
     wanted: Wanted
+    rows: Rows | None = None
 
 
 class Plan:
@@ -142,22 +150,34 @@ class Selection:
     """What is selected of an object type: the plain fields in a generated function, the others in steps.
 
     Attributes:
+        make: makes the dicts of many objects, with a place for what the steps fill in.
+        make_joined: also fills in what was read with the rows; IndexError where it was not. None: nothing is.
+        rows: see `Completion`.
         wanted: the fields of its record, or of the records below it, that are looked at.
     """
 
-    __slots__ = ("make", "steps", "wanted")
+    __slots__ = ("_rest", "make", "make_joined", "rows", "steps", "wanted")
 
-    def __init__(self, make: Callable[[Values, Run], list[dict[str, Any]]], steps: list[Step], wanted: Wanted) -> None:
-        self.wanted = wanted
-        self.make = make
-        """Makes the dicts of many objects, with a place for what the steps fill in."""
+    def __init__(self, code: _Code, steps: list[Step], wanted: Wanted) -> None:
+        self.make: Callable[[Values, Run], list[dict[str, Any]]] = code.compile()
         self.steps = steps
+        self._rest = [step for step in steps if step.key not in code.joined]
+        self.make_joined = code.compile(joined=True) if code.joined else None
+        self.rows: Rows | None = code.compile(joined=True, rows=True) if code.of_rows and not self._rest else None
+        self.wanted = wanted
 
     async def run(self, objects: Values, run: Run) -> list[dict[str, Any]]:
         """The dicts of many objects, whole."""
-        made = self.make(objects, run)
-        if self.steps and objects:
-            await _fill(self.steps, objects, made, run)
+        steps = self.steps
+        if self.make_joined is None:
+            made = self.make(objects, run)
+        else:
+            try:
+                made, steps = self.make_joined(objects, run), self._rest
+            except IndexError:
+                made = self.make(objects, run)
+        if steps and objects:
+            await _fill(steps, objects, made, run)
         return made
 
 
@@ -220,38 +240,6 @@ class Step:
         return located_error(error, self._nodes, [self.key])
 
 
-class _JoinedStep(Step):
-    """A field whose values may have been read with the objects; what many of them share is written once."""
-
-    __slots__ = ("_joined",)
-
-    def __init__(
-        self,
-        key: str,
-        field: GraphQLField,
-        nodes: list[FieldNode],
-        resolve: Callable[[Values, Run], Awaitable[Values]],
-        complete: Complete,
-        joined: Joined,
-    ) -> None:
-        super().__init__(key, field, nodes, resolve, complete, waits=True)
-        self._joined = joined
-
-    async def fill(self, objects: Values, made: list[dict[str, Any]], run: Run) -> None:
-        """Put the field into the dicts of its objects."""
-        read = list(map(self._joined.read, objects))
-        distinct = dict(zip(map(id, read), read, strict=True))
-        if id(NOT_READ) in distinct:
-            await super().fill(objects, made, run)
-            return
-        show = self._joined.show
-        values = [None if one is None else show(one) for one in distinct.values()]
-        written = dict(zip(distinct, await self.complete(values, run), strict=True))
-        key = self.key
-        for one, record in zip(made, read, strict=True):
-            one[key] = written[id(record)]
-
-
 class Planner:
     """Makes the plan of one operation, for one choice of the variables that decide what is left out.
 
@@ -306,26 +294,39 @@ class Planner:
             if name == "__typename":
                 code.literal(key, kind.name)
                 continue
-            definition = kind.fields.get(name)
-            if definition is None:
-                raise UnplannedError(name)
-            field: StrawberryField | None = definition.extensions.get("strawberry-definition")
-            if field is None or field.extensions:
-                raise UnplannedError(name)
-            plain = field.base_resolver is None and is_leaf_type(_named(definition.type))
+            definition, field = _definition(kind, name)
             below: Wanted = None
-            if plain:
+            if _plain(definition, field):
                 code.attribute(key, field.python_name, definition.type)
             else:
                 completion = self._complete(definition.type, details)
-                below = completion.wanted
-                code.literal(key, None)
+                joined: Joined | None = field.metadata.get(JOINED)
+                text = None if joined is None else self._joined(code, definition.type, details, joined)
+                # What cannot be written as it was read is not read so.
+                below = None if joined is not None and text is None else completion.wanted
+                code.later(key, text)
                 steps.append(self._step(key, definition, field, nodes, completion))
             if wanted is not None and needs is not None:
                 needed = needs.get(field.python_name)
                 more = needed(below) if callable(needed) else needed
                 wanted = None if more is None else wanted | set(more)
-        return Selection(code.compile(), steps, None if wanted is None else frozenset(wanted))
+        return Selection(code, steps, None if wanted is None else frozenset(wanted))
+
+    def _joined(self, code: _Code, kind: GraphQLOutputType, details: list[FieldDetails], joined: Joined) -> str | None:
+        """The display of an object whose columns are behind those of another; None where that takes more."""
+        if not isinstance(kind, GraphQLObjectType):
+            return None
+        inner = code.behind(kind, joined)
+        for key, below in self._subfields(kind, details).items():
+            name = below[0].node.name.value
+            if name == "__typename":
+                inner.literal(key, kind.name)
+                continue
+            definition, field = _definition(kind, name)
+            if not _plain(definition, field):
+                return None
+            inner.attribute(key, field.python_name, definition.type)
+        return inner.display() if inner.of_rows else None
 
     def _step(
         self,
@@ -347,9 +348,6 @@ class Planner:
             if "wanted" in signature(batch).parameters:
                 batch = partial(batch, wanted=completion.wanted)
             called, complete = _batch(batch, arguments), _once_each(complete)
-            joined = field.metadata.get(JOINED)
-            if joined is not None:
-                return _JoinedStep(key, definition, nodes, called, complete, joined)
             return Step(key, definition, nodes, called, complete, waits=True)
         info = resolver.info_parameter.name if resolver.info_parameter else None
         make = _call_each if not resolver.is_async else _await_each
@@ -374,21 +372,21 @@ class Planner:
 
     def _complete(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Completion:
         if isinstance(kind, GraphQLNonNull):
-            run, wanted = self._complete_nullable(kind.of_type, details)
-            return Completion(_required(run), wanted)
-        run, wanted = self._complete_nullable(kind, details)
-        return Completion(_optional(run), wanted)
+            run, wanted, rows = self._complete_nullable(kind.of_type, details)
+            return Completion(_required(run), wanted, rows)
+        run, wanted, rows = self._complete_nullable(kind, details)
+        return Completion(_optional(run), wanted, rows)
 
     def _complete_nullable(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Completion:
         """For values that are not None."""
         if isinstance(kind, GraphQLList):
-            run, wanted = self._complete(kind.of_type, details)
-            return Completion(_lists(run), wanted)
+            run, wanted, rows = self._complete(kind.of_type, details)
+            return Completion(_lists(run, rows), wanted)
         if is_leaf_type(kind):
             return Completion(_leaves(_writer(kind)), None)
         if isinstance(kind, GraphQLObjectType):
             selection = self._subselection(kind, details)
-            return Completion(selection.run, selection.wanted)
+            return Completion(selection.run, selection.wanted, selection.rows)
         if is_abstract_type(kind):
             selections = {}
             for possible in self._schema.get_possible_types(kind):
@@ -400,8 +398,11 @@ class Planner:
         raise UnplannedError(str(kind))
 
     def _subselection(self, kind: GraphQLObjectType, details: list[FieldDetails]) -> Selection:
+        return self._selection(kind, self._subfields(kind, details), _origin(kind))
+
+    def _subfields(self, kind: GraphQLObjectType, details: list[FieldDetails]) -> dict[str, list[FieldDetails]]:
         collected = collect_subfields(self._schema, self._fragments, self._variables, self._operation, kind, details)
-        return self._selection(kind, collected.grouped_field_set, _origin(kind))
+        return collected.grouped_field_set
 
 
 def deciding_variables(document: DocumentNode) -> tuple[str, ...]:
@@ -444,6 +445,19 @@ def _variables_of(nodes: Sequence[Node] | None) -> list[str]:
     return found
 
 
+def _definition(kind: GraphQLObjectType, name: str) -> tuple[GraphQLField, StrawberryField]:
+    definition = kind.fields.get(name)
+    field: StrawberryField | None = None if definition is None else definition.extensions.get("strawberry-definition")
+    if definition is None or field is None or field.extensions:
+        raise UnplannedError(name)
+    return definition, field
+
+
+def _plain(definition: GraphQLField, field: StrawberryField) -> bool:
+    """Whether it is a leaf that is an attribute."""
+    return field.base_resolver is None and is_leaf_type(_named(definition.type))
+
+
 def _named(kind: GraphQLOutputType) -> Any:
     return kind.of_type if isinstance(kind, GraphQLNonNull) else kind
 
@@ -455,21 +469,42 @@ def _origin(kind: GraphQLObjectType) -> type | None:
 
 
 class _Code:
-    """Writes the function that makes the dicts of many objects of a type: one dict display in a comprehension.
+    """Writes the functions that make the dicts of many objects of a type: one dict display in a comprehension.
 
-    Calls and lookups by name are most of what a plain loop over fields costs: 0.25 µs a field against 0.04.
+    Calls and lookups by name are most of what a plain loop over fields costs: 0.25 µs a field against 0.04. A column is
+    asked for by its place, where that is known.
+
+    Attributes:
+        joined: the displays of fields that may have been read with the row, by their keys.
+        of_rows: whether rows are enough, and no view is looked at.
     """
 
     def __init__(self, kind: GraphQLObjectType, origin: type | None) -> None:
         self._kind = kind
         self._names: dict[str, Any] = {"null": _null}
-        self._items: list[str] = []
+        self._items: dict[str, str] = {}
+        self.joined: dict[str, str] = {}
         # A view's attributes are its record's.
         self._view = origin if origin is not None and issubclass(origin, RecordView) else None
+        self._at = 0
+        self.of_rows = self._view is not None
 
-    def literal(self, key: str, value: str | None) -> None:
-        """A field that is the same for all objects, or is filled in later."""
-        self._items.append(f"{key!r}: {value!r}")
+    def behind(self, kind: GraphQLObjectType, joined: Joined) -> _Code:
+        """For an object whose columns are behind those of this one."""
+        code = _Code(kind, joined.view)
+        code._names = self._names
+        code._at = joined.at
+        return code
+
+    def literal(self, key: str, value: str) -> None:
+        """A field that is the same for all objects."""
+        self._items[key] = repr(value)
+
+    def later(self, key: str, joined: str | None) -> None:
+        """A field that is filled in later, or written as `joined` where it was read with the row."""
+        self._items[key] = "None"
+        if joined is not None:
+            self.joined[key] = joined
 
     def attribute(self, key: str, name: str, kind: GraphQLOutputType) -> None:
         """A leaf that is an attribute."""
@@ -478,9 +513,9 @@ class _Code:
         made_of = None if self._view is None else self._view.made_of.get(name)
         if made_of is not None:
             source, make = made_of
-            read = f"{self._bound(make)}(r.{source})"
+            read = f"{self._bound(make)}({self._column(source)})"
         else:
-            read = self._read(name) if written_as is None else f"r.{written_as}"
+            read = self._read(name) if written_as is None else self._column(written_as)
         if written_as is not None:
             written = "v"
         elif isinstance(leaf, GraphQLEnumType):
@@ -489,30 +524,52 @@ class _Code:
             write = _writer(leaf)
             written = "v" if write is None else f"{self._bound(write)}(v)"
         if isinstance(kind, GraphQLNonNull):
-            self._items.append(f"{key!r}: {written} if (v := {read}) is not None else null({name!r})")
+            self._items[key] = f"{written} if (v := {read}) is not None else null({name!r})"
         elif written == "v":
-            self._items.append(f"{key!r}: {read}")
+            self._items[key] = read
         else:
-            self._items.append(f"{key!r}: None if (v := {read}) is None else {written}")
+            self._items[key] = f"None if (v := {read}) is None else {written}"
 
     def _read(self, name: str) -> str:
         if self._view is None:
             return f"o.{name}"
         if name == "id":
-            return f"f'{self._view.kind.value}_{{r.id.hex}}'"
-        return f"o.{name}" if hasattr(self._view, name) else f"r.{name}"
+            return f"f'{self._view.kind.value}_{{{self._column(name)}.hex}}'"
+        if hasattr(self._view, name):
+            self.of_rows = False
+            return f"o.{name}"
+        return self._column(name)
+
+    def _column(self, name: str) -> str:
+        assert self._view is not None
+        row = self._view.columns
+        if row is not None and name in row.columns:
+            return f"r[{self._at + row.columns.index(name)}]"
+        if self._at:
+            self.of_rows = False
+        return f"r.{name}"
 
     def _bound(self, value: Any) -> str:
         name = f"w{len(self._names)}"
         self._names[name] = value
         return name
 
-    def compile(self) -> Callable[[Values, Run], list[dict[str, Any]]]:
-        """The function. Nothing of a document is in its text but response keys, which are names, quoted."""
+    def display(self) -> str:
+        """Of an object behind another; None where there is none, as its key tells."""
+        return f"None if {self._column('id')} is None else {self._display({})}"
+
+    def _display(self, joined: dict[str, str]) -> str:
+        # Nothing of a document is in it but response keys, which are names, quoted.
+        return "{" + ", ".join(f"{key!r}: {joined.get(key, text)}" for key, text in self._items.items()) + "}"
+
+    def compile(self, *, joined: bool = False, rows: bool = False) -> Callable[..., Any]:
+        """The function of the objects and the run, or of their rows."""
+        shown = self._display(self.joined if joined else {})
         record = " for r in (o.record,)" if self._view is not None else ""
-        text = f"def make(objects, run):\n    return [{{{', '.join(self._items)}}} for o in objects{record}]\n"
-        exec(compile(text, f"<plan of {self._kind.name}>", "exec"), self._names)  # noqa: S102
-        made: Callable[[Values, Run], list[dict[str, Any]]] = self._names["make"]
+        text = f"[{shown} for r in rows]" if rows else f"[{shown} for o in objects{record}]"
+        code = f"def make({'rows' if rows else 'objects, run'}):\n    return {text}\n"
+        exec(compile(code, f"<plan of {self._kind.name}>", "exec"), self._names)  # noqa: S102
+        made: Callable[..., Any] = self._names["make"]
         return made
 
 
@@ -631,15 +688,30 @@ def _optional(complete: Complete) -> Complete:
     return optional
 
 
-def _lists(complete: Complete) -> Complete:
+def _lists(complete: Complete, rows: Rows | None) -> Complete:
     async def lists(values: Values, run: Run) -> Values:
-        if len(values) == 1:
-            return [await complete(list(values[0]), run)]
-        flat = await complete([item for value in values for item in value], run)
-        rest = iter(flat)
+        made = None if rows is None else _of_rows(values, rows)
+        if made is None:
+            if len(values) == 1:
+                return [await complete(list(values[0]), run)]
+            made = await complete([item for value in values for item in value], run)
+        elif len(values) == 1:
+            return [made]
+        rest = iter(made)
         return [list(islice(rest, len(value))) for value in values]
 
     return lists
+
+
+def _of_rows(values: Values, rows: Rows) -> Values | None:
+    """Of lists of views that nobody has looked at; None where there are others, or the rows are not enough."""
+    for value in values:
+        if type(value) is not Views:
+            return None
+    try:
+        return rows(values[0].records if len(values) == 1 else [row for value in values for row in value.records])
+    except IndexError:
+        return None
 
 
 def _leaves(write: Callable[[Any], Any] | None) -> Complete:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum, StrEnum
-from functools import cached_property, lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from enum import StrEnum
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, ClassVar, Self
 from uuid import UUID
+
+import asyncpg
 
 from models.parts import Part, SharedPart, parts_from_json, shared_parts_from_json, text_from_json
 
@@ -51,9 +54,45 @@ class MessageTokens:
     estimated: bool
 
 
-class _ThreadRow(NamedTuple):
-    """The columns as they are, in the order of `THREAD_COLUMNS`."""
+class RowRecord:
+    """The columns of a row by their names, in the order in which a subclass declares them.
 
+    Two things are one: what asyncpg read, where a statement that selects just these columns (others may follow them) is
+    asked for `fetched`; and a tuple of them, where they were found otherwise. Nothing is copied of what asyncpg read,
+    and what knows the order may ask for a column by its place: a plan does, for each field of hundreds of rows.
+    """
+
+    __slots__ = ()
+    columns: ClassVar[tuple[str, ...]] = ()
+    fetched: ClassVar[type[Any]]
+    """To be given to asyncpg's `fetch` as its `record_class`."""
+    _made: ClassVar[type[Any]]
+
+    def __init_subclass__(cls) -> None:
+        if RowRecord not in cls.__bases__:
+            return
+        cls.columns = tuple(cls.__annotations__)
+        for place, name in enumerate(cls.columns):
+            setattr(cls, name, property(itemgetter(place)))
+        cls.fetched = type(cls.__name__, (cls, asyncpg.Record), {"__slots__": ()})
+        cls._made = type(cls.__name__, (cls, tuple), {"__slots__": ()})
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> Self:
+        """From the columns, all and in order."""
+        made: Self = tuple.__new__(cls._made, values)
+        return made
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """From a row with columns of these names, in any order and among others."""
+        return cls.of([row[name] for name in cls.columns])
+
+
+class ThreadRecord(RowRecord):
+    """A row of `threads`."""
+
+    __slots__ = ()
     id: UUID
     owner_id: UUID
     title: str
@@ -66,19 +105,13 @@ class _ThreadRow(NamedTuple):
     updated_at: datetime
 
 
-THREAD_COLUMNS = ", ".join(_ThreadRow._fields)
-
-Row = TypeVar("Row", bound=tuple[Any, ...])
+THREAD_COLUMNS = ", ".join(ThreadRecord.columns)
 
 
-def row_maker(kind: type[Row]) -> Callable[[Iterable[Any]], Row]:
-    """What makes rows of a kind from their columns, all and in order, in a third of the time of its `_make`."""
-    return partial(tuple.__new__, kind)
+class ProjectRecord(RowRecord):
+    """A row of `projects`."""
 
-
-class ProjectRecord(NamedTuple):
-    """A row of `projects`. `_make` takes one that has just `PROJECT_COLUMNS`."""
-
+    __slots__ = ()
     id: UUID
     owner_id: UUID
     name: str
@@ -92,46 +125,26 @@ class ProjectRecord(NamedTuple):
     created_at: datetime
     updated_at: datetime
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> ProjectRecord:
-        """From a row with columns of these names."""
-        return cls._make([row[name] for name in cls._fields])
 
-
-PROJECT_COLUMNS = ", ".join(ProjectRecord._fields)
-
-
-class NotRead(Enum):
-    """In the place of what was not read."""
-
-    NOT_READ = 0
-
-
-NOT_READ = NotRead.NOT_READ
-
-
-class ThreadRecord(_ThreadRow):
-    """A row of `threads`. `_make` takes one that has just `THREAD_COLUMNS`, in a tenth of the time of `from_row`.
-
-    Attributes:
-        project: its project; `NOT_READ` where that was not read with it.
-    """
-
-    project: ProjectRecord | NotRead | None = NOT_READ
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> ThreadRecord:
-        """From a row with columns of these names."""
-        return cls._make([row[name] for name in cls._fields])
+PROJECT_COLUMNS = ", ".join(ProjectRecord.columns)
 
 
 _ROLES = dict(MessageRole.__members__)
 _STATUSES = dict(MessageStatus.__members__)
 
+MESSAGE_COLUMNS_BUT_PARTS = (
+    "id, owner_id, thread_id, parent_id, depth, role, status, model, error_code, error_message, error_retry_after, "
+    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, tokens_estimated, duration_ms, attempt, "
+    "created_at, updated_at"
+)
+MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"
+_MESSAGE_COLUMNS_BUT_PARTS = MESSAGE_COLUMNS_BUT_PARTS.split(", ")
 
-class _MessageRow(NamedTuple):
-    """The columns as they are, in the order of `MESSAGE_COLUMNS`."""
 
+class MessageRecord(RowRecord):
+    """A row of `messages`. What is more than a column is made whenever it is asked for."""
+
+    __slots__ = ()
     id: UUID
     owner_id: UUID
     thread_id: UUID
@@ -153,50 +166,6 @@ class _MessageRow(NamedTuple):
     created_at: datetime
     updated_at: datetime
     parts_json: str
-
-
-MESSAGE_COLUMNS_BUT_PARTS = (
-    "id, owner_id, thread_id, parent_id, depth, role, status, model, error_code, error_message, error_retry_after, "
-    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, tokens_estimated, duration_ms, attempt, "
-    "created_at, updated_at"
-)
-MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"
-_MESSAGE_COLUMNS_BUT_PARTS = MESSAGE_COLUMNS_BUT_PARTS.split(", ")
-
-
-def wanted_columns(alias: str, fields: Sequence[str], columns: str, wanted: frozenset[str] | None) -> str:
-    """The columns `alias.…` of a row, those that nobody wants as NULL: half of a page's time was to decode them.
-
-    Args:
-        wanted: the fields of the row that will be looked at; None: all.
-    """
-    return ", ".join(
-        f"{alias}.{column}" if wanted is None or name in wanted else "NULL"
-        for name, column in zip(fields, columns.split(", "), strict=True)
-    )
-
-
-@lru_cache(maxsize=256)
-def message_columns(wanted: frozenset[str] | None) -> str:
-    """The columns `m.…` of a message, see `wanted_columns`."""
-    return wanted_columns("m", _MessageRow._fields, MESSAGE_COLUMNS, wanted)
-
-
-def thread_columns(wanted: frozenset[str] | None) -> str:
-    """The columns `t.…` of a thread, see `wanted_columns`."""
-    return wanted_columns("t", _ThreadRow._fields, THREAD_COLUMNS, wanted)
-
-
-def project_columns(wanted: frozenset[str]) -> str:
-    """The columns `p.…` of a project, see `wanted_columns`."""
-    return wanted_columns("p", ProjectRecord._fields, PROJECT_COLUMNS, wanted)
-
-
-class MessageRecord(_MessageRow):
-    """A row of `messages`. What is more than a column is made when it is asked for.
-
-    `_make` takes a row that has just `MESSAGE_COLUMNS`.
-    """
 
     @property
     def role(self) -> MessageRole:
@@ -228,7 +197,7 @@ class MessageRecord(_MessageRow):
             self.tokens_estimated,
         )
 
-    @cached_property
+    @property
     def parts(self) -> list[Part]:
         """The parts in order."""
         return parts_from_json(self.parts_json)
@@ -244,10 +213,38 @@ class MessageRecord(_MessageRow):
         return self.status is not MessageStatus.STREAMING
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> MessageRecord:
-        """From a row with columns of these names; `parts_json` where the row was selected without its parts."""
+    def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> Self:
+        """From a row with columns of the table's names; `parts_json` where the row was selected without its parts."""
         columns = [row[name] for name in _MESSAGE_COLUMNS_BUT_PARTS]
-        return cls._make([*columns, row["parts"] if parts_json is None else parts_json])
+        return cls.of([*columns, row["parts"] if parts_json is None else parts_json])
+
+
+def _wanted_columns(alias: str, fields: Sequence[str], columns: str, wanted: frozenset[str] | None) -> str:
+    """The columns `alias.…` of a row; half of a page's time was to decode those that nobody wants.
+
+    Args:
+        wanted: the fields of the row that will be looked at; None: all.
+    """
+    return ", ".join(
+        f"{alias}.{column}" if wanted is None or name in wanted else "NULL"
+        for name, column in zip(fields, columns.split(", "), strict=True)
+    )
+
+
+@lru_cache(maxsize=256)
+def message_columns(wanted: frozenset[str] | None) -> str:
+    """The columns `m.…` of a message, those that nobody wants as NULL."""
+    return _wanted_columns("m", MessageRecord.columns, MESSAGE_COLUMNS, wanted)
+
+
+def thread_columns(wanted: frozenset[str] | None) -> str:
+    """The columns `t.…` of a thread, those that nobody wants as NULL."""
+    return _wanted_columns("t", ThreadRecord.columns, THREAD_COLUMNS, wanted)
+
+
+def project_columns(wanted: frozenset[str]) -> str:
+    """The columns `p.…` of a project, those that nobody wants as NULL."""
+    return _wanted_columns("p", ProjectRecord.columns, PROJECT_COLUMNS, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +305,7 @@ class SharedMessageRecord:
     model: str | None
     created_at: datetime
 
-    @cached_property
+    @property
     def parts(self) -> list[SharedPart]:
         """The parts in order."""
         return shared_parts_from_json(self.parts_json)

@@ -267,7 +267,8 @@ def _position(message_id: UUID, after: str | None) -> StreamPosition:
 
 
 def _replay(record: MessageRecord, position: StreamPosition) -> list[StreamEvent]:
-    length, attempt = parts_length(record.parts), record.attempt
+    parts, attempt = record.parts, record.attempt
+    length = parts_length(parts)
     ended = Ended(end_cursor(record.id, length, attempt), record)
     read = attempt if position.attempt is None or not (position.offset or position.ended) else position.attempt
     if read != attempt or position.offset > length or (position.ended and position.offset != length):
@@ -282,4 +283,4 @@ def _replay(record: MessageRecord, position: StreamPosition) -> list[StreamEvent
         raise CursorAheadError("This cursor is ahead of the stream.", field="after")
     if position.ended:
         return []
-    return [*streams_buffer.replay(record.id, record.parts, position.offset, attempt), ended]
+    return [*streams_buffer.replay(record.id, parts, position.offset, attempt), ended]

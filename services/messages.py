@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import itemgetter
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from models.database import Database
-from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns, row_maker
+from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns
 from services.errors import NotFoundError
 from services.paging import Page, PageRequest, PathPosition
 from services.viewer import Viewer
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
 MAX_SIBLINGS = 100
-_message = row_maker(MessageRecord)
-_all_but_last = itemgetter(slice(-1))
 
 _M_COLUMNS = message_columns(None)
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
@@ -87,15 +84,15 @@ class Messages:
     async def find_many(self, viewer: Viewer, ids: Sequence[UUID]) -> list[MessageRecord | None]:
         """Messages in the order of the ids; None where there is none of the viewer's."""
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(_FIND, ids, viewer.id)
-        found = {row["id"]: _message(row) for row in rows}
+            rows = await connection.fetch(_FIND, ids, viewer.id, record_class=MessageRecord.fetched)
+        found = {row.id: row for row in rows}
         return [found.get(message_id) for message_id in ids]
 
     async def live(self, viewer: Viewer, thread_ids: Sequence[UUID]) -> list[MessageRecord | None]:
         """The answer being written in each thread, if any."""
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(_LIVE, thread_ids, viewer.id)
-        found = {row["thread_id"]: MessageRecord.from_row(row) for row in rows}
+            rows = await connection.fetch(_LIVE, thread_ids, viewer.id, record_class=MessageRecord.fetched)
+        found = {row.thread_id: row for row in rows}
         return [found.get(thread_id) for thread_id in thread_ids]
 
     async def pages(
@@ -118,10 +115,11 @@ class Messages:
                 request.after.depth if request.after else -1,
                 request.before.depth if request.before else _MAX_DEPTH,
                 request.limit + 1,
+                record_class=MessageRecord.fetched,
             )
         by_place: list[list[MessageRecord]] = [[] for _ in thread_ids]
-        for row, record in zip(rows, map(_message, map(_all_but_last, rows)), strict=True):
-            by_place[row[-1] - 1].append(record)
+        for row in rows:
+            by_place[row[-1] - 1].append(row)
         return [Page.of(request, records) for records in by_place]
 
     async def siblings(self, viewer: Viewer, messages: Sequence[tuple[UUID, UUID | None]]) -> list[list[MessageRecord]]:
@@ -134,10 +132,10 @@ class Messages:
         threads = list({thread for thread, parent in messages if parent is None})
         by_place: dict[tuple[UUID, UUID | None], list[MessageRecord]] = {place: [] for place in messages}
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(_CHILDREN, parents, viewer.id) if parents else []
-            roots = await connection.fetch(_ROOTS, threads, viewer.id) if threads else []
-        for row in [*rows, *roots]:
-            by_place[row["thread_id"], row["parent_id"]].append(MessageRecord.from_row(row))
+            for query, keys in ((_CHILDREN, parents), (_ROOTS, threads)):
+                if keys:
+                    for row in await connection.fetch(query, keys, viewer.id, record_class=MessageRecord.fetched):
+                        by_place[row.thread_id, row.parent_id].append(row)
         return [by_place[place] for place in messages]
 
     async def select(self, viewer: Viewer, message_id: UUID) -> tuple[ThreadRecord, MessageRecord]:

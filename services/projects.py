@@ -106,8 +106,9 @@ class Projects:
                 wanted.archived,
                 pattern,
                 request.limit + 1,
+                record_class=ProjectRecord.fetched,
             )
-        return Page.of(request, [ProjectRecord._make(row) for row in rows])
+        return Page.of(request, rows)
 
     async def find(self, viewer: Viewer, project_id: UUID) -> ProjectRecord | None:
         """One project, or None where there is none of the viewer's."""
@@ -116,8 +117,8 @@ class Projects:
     async def find_many(self, viewer: Viewer, ids: Sequence[UUID]) -> list[ProjectRecord | None]:
         """Projects in the order of the ids; None where there is none of the viewer's."""
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(_FIND, ids, viewer.id)
-        found = {row["id"]: ProjectRecord._make(row) for row in rows}
+            rows = await connection.fetch(_FIND, ids, viewer.id, record_class=ProjectRecord.fetched)
+        found = {row.id: row for row in rows}
         return [found.get(project_id) for project_id in ids]
 
     async def create(self, viewer: Viewer, values: ProjectValues) -> ProjectRecord:

@@ -6,22 +6,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
 from models.database import Database
-from models.records import THREAD_COLUMNS, ProjectRecord, ThreadRecord, project_columns, row_maker, thread_columns
+from models.records import THREAD_COLUMNS, ThreadRecord, project_columns, thread_columns
 from services.errors import BadUserInputError, NotFoundError
 from services.input import checked_expiry, checked_line, checked_text, escaped_like
 from services.paging import Page, PageRequest, ThreadPosition
 from services.viewer import Viewer
 
 MAX_TITLE_BYTES = 800
-_thread = row_maker(ThreadRecord)
 _FIND = f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
-
-
 _LOCK = "SELECT project_id FROM threads WHERE id = $1 AND owner_id = $2 FOR UPDATE"
 _LOCK_PROJECTS = """
 SELECT id FROM projects WHERE id = ANY($1::uuid[]) AND owner_id = $2 ORDER BY id FOR NO KEY UPDATE
@@ -131,8 +127,8 @@ class Threads:
         arguments = _arguments(viewer, request, listed)
         async with self._database.acquire() as connection:
             query = _list_query("ASC" if request.backwards else "DESC", wanted)
-            rows = await connection.fetch(query, *arguments, listed.in_project)
-        return Page.of(request, _with_projects(rows) if _of_project(wanted) else list(map(_thread, rows)))
+            rows = await connection.fetch(query, *arguments, listed.in_project, record_class=ThreadRecord.fetched)
+        return Page.of(request, rows)
 
     async def pages_of_projects(
         self,
@@ -145,10 +141,10 @@ class Threads:
         arguments = _arguments(viewer, request, listed)
         async with self._database.acquire() as connection:
             query = _OF_PROJECTS_BACKWARDS if request.backwards else _OF_PROJECTS
-            rows = await connection.fetch(query, *arguments, project_ids)
+            rows = await connection.fetch(query, *arguments, project_ids, record_class=ThreadRecord.fetched)
         by_project: dict[UUID | None, list[ThreadRecord]] = {project_id: [] for project_id in project_ids}
         for row in rows:
-            by_project[row["project_id"]].append(_thread(row))
+            by_project[row.project_id].append(row)
         return [Page.of(request, by_project[project_id]) for project_id in project_ids]
 
     async def find(self, viewer: Viewer, thread_id: UUID) -> ThreadRecord | None:
@@ -158,8 +154,8 @@ class Threads:
     async def find_many(self, viewer: Viewer, ids: Sequence[UUID]) -> list[ThreadRecord | None]:
         """Threads in the order of the ids; None where there is none of the viewer's."""
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(_FIND, ids, viewer.id)
-        found = {row["id"]: ThreadRecord.from_row(row) for row in rows}
+            rows = await connection.fetch(_FIND, ids, viewer.id, record_class=ThreadRecord.fetched)
+        found = {row.id: row for row in rows}
         return [found.get(thread_id) for thread_id in ids]
 
     async def rename(self, viewer: Viewer, thread_id: UUID, title: str) -> ThreadRecord:
@@ -249,23 +245,6 @@ class Threads:
         if row is None:
             raise NotFoundError("thread", field="threadId")
         return ThreadRecord.from_row(row)
-
-
-def _with_projects(rows: Sequence[Any]) -> list[ThreadRecord]:
-    """Threads from rows that have the project's columns behind their own."""
-    width = len(ThreadRecord._fields)
-    records = list(map(_thread, map(itemgetter(slice(width)), rows)))
-    projects: dict[UUID, ProjectRecord] = {}
-    for record, row in zip(records, rows, strict=True):
-        key = row[width]
-        if key is None:
-            record.project = None
-            continue
-        project = projects.get(key)
-        if project is None:
-            project = projects[key] = ProjectRecord._make(row[width:])
-        record.project = project
-    return records
 
 
 def _arguments(viewer: Viewer, request: PageRequest[ThreadPosition], listed: ThreadFilter) -> tuple[Any, ...]:

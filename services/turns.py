@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MAX_MESSAGES = 100_000
-_MESSAGE_WIDTH = len(MessageRecord._fields)
+_MESSAGE_WIDTH = len(MessageRecord.columns)
 
 # The thread, where there is one, is locked behind the key. What it holds is read by the statements that follow: this
 # one began before it had the lock, and would not see what was written until then.
@@ -253,8 +253,8 @@ class _Written:
     @classmethod
     def of(cls, rows: Sequence[asyncpg.Record]) -> _Written:
         """From the rows of the two messages, each with the thread's behind it."""
-        question, answer = (MessageRecord._make(row[:_MESSAGE_WIDTH]) for row in rows)
-        return cls(Turn(ThreadRecord._make(rows[0][_MESSAGE_WIDTH:]), question, answer))
+        question, answer = (MessageRecord.of(row[:_MESSAGE_WIDTH]) for row in rows)
+        return cls(Turn(ThreadRecord.of(rows[0][_MESSAGE_WIDTH:]), question, answer))
 
 
 # None: the key was taken before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
 
@@ -82,7 +83,7 @@ class AttachmentConnection:
         return page_info(self.page, _place)
 
     @strawberry.field(description="The attachments without their places.")
-    def nodes(self) -> list[Attachment]:
+    def nodes(self) -> Sequence[Attachment]:
         return Attachment.of_each(self.page.records)
 
 

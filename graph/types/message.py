@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from graph.scalars import JSON, BigInt, Cursor
 from graph.types.attachment import Attachment
 from graph.types.connection import PageInfo, page_info
 from graph.types.model import Model, models_of
-from graph.types.node import Needs, Node, RecordView, selected_below
+from graph.types.node import Needs, Node, RecordView, Views, selected_below
 from models import parts as stored_parts
 from models.ids import IdKind
 from models.records import MessageFailure, MessageRecord, MessageTokens, ThreadRecord
@@ -270,6 +271,7 @@ class Message(RecordView, Node):
     """A message."""
 
     kind = IdKind.MESSAGE
+    columns = MessageRecord
     needs: ClassVar[Needs] = {
         **{name: (name,) for name in ("id", "model", "created_at", "updated_at", "duration_ms")},
         "role": ("role_name",),
@@ -369,11 +371,8 @@ class MessageConnection:
         return page_info(self.page, _place)
 
     @strawberry.field(description="The messages without their places.")
-    def nodes(self) -> list[Message]:
-        messages = Message.of_each(self.page.records)
-        for message in messages:
-            message.thread_record = self.thread
-        return messages
+    def nodes(self) -> Sequence[Message]:
+        return Views(partial(Message.of, thread=self.thread), self.page.records)
 
 
 def _place(record: MessageRecord) -> str:

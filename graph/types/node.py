@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 import strawberry
 
 from graph.batching import Wanted
 from models.ids import IdKind, outside_id
+from models.records import RowRecord
+
+View = TypeVar("View")
 
 Needs = Mapping[str, tuple[str, ...] | Callable[[Wanted], Wanted]]
 """What fields of a type look at in the rows it shows, by the fields' Python names.
@@ -38,6 +41,8 @@ class RecordView:
     """
 
     kind: ClassVar[IdKind]
+    columns: ClassVar[type[RowRecord] | None] = None
+    """What its records are, where all of them are rows of known columns."""
     needs: ClassVar[Needs] = {}
     written: ClassVar[Mapping[str, str]] = {}
     """Fields that are written just as another field of the record is: an enum's, which has its names."""
@@ -53,12 +58,9 @@ class RecordView:
         return view
 
     @classmethod
-    def of_each(cls, records: Sequence[Any]) -> list[Self]:
-        """From the rows of a page, in half the time."""
-        views = [cls.__new__(cls) for _ in records]
-        for view, record in zip(views, records, strict=True):
-            view.record = record
-        return views
+    def of_each(cls, records: Sequence[Any]) -> Views[Self]:
+        """From the rows of a page."""
+        return Views(cls.of, records)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever is not here is in the row, but for the id, which looks different outside."""
@@ -67,3 +69,28 @@ class RecordView:
         if name == "id":
             return outside_id(self.kind, self.record.id)
         return getattr(self.record, name)
+
+
+class Views(Sequence[View], Generic[View]):
+    """The views of a page's rows, each made when it is looked at: a plan that needs none writes from the rows."""
+
+    __slots__ = ("_view", "records")
+
+    def __init__(self, view: Callable[[Any], View], records: Sequence[Any]) -> None:
+        self._view = view
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[View]:
+        return map(self._view, self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> View: ...
+    @overload
+    def __getitem__(self, index: slice) -> Views[View]: ...
+    def __getitem__(self, index: int | slice) -> View | Views[View]:
+        if isinstance(index, slice):
+            return Views(self._view, self.records[index])
+        return self._view(self.records[index])

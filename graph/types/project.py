@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -63,6 +64,7 @@ class Project(RecordView, Node):
     """A project."""
 
     kind = IdKind.PROJECT
+    columns = ProjectRecord
     needs: ClassVar[Needs] = {
         name: (name,)
         for name in (
@@ -117,7 +119,7 @@ class ProjectConnection:
         return page_info(self.page, _place)
 
     @strawberry.field(description="The projects without their places.")
-    def nodes(self) -> list[Project]:
+    def nodes(self) -> Sequence[Project]:
         return Project.of_each(self.page.records)
 
 

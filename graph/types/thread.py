@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from operator import attrgetter
 from typing import ClassVar
 from uuid import UUID
 
@@ -19,17 +19,11 @@ from graph.types.project import Project
 from graph.types.share import Share
 from graph.types.usage import TokenTotals
 from models.ids import IdKind
-from models.records import NOT_READ, ProjectRecord, ThreadRecord
+from models.records import ThreadRecord
 from services.paging import Page, PathPosition, ThreadPosition, page_request
 
 
 async def _projects(threads: list[Thread], context: Context) -> list[Project | None]:
-    read = [thread.record.project for thread in threads]
-    distinct = {id(one): one for one in read}
-    if id(NOT_READ) not in distinct:
-        # One for each project, however many threads it has.
-        shown = {key: Project.of(one) if isinstance(one, ProjectRecord) else None for key, one in distinct.items()}
-        return [shown[id(one)] for one in read]
     ids = unique([thread.record.project_id for thread in threads if thread.record.project_id is not None])
     if not ids:
         return [None] * len(threads)
@@ -88,6 +82,7 @@ class Thread(RecordView, Node):
     """A thread."""
 
     kind = IdKind.THREAD
+    columns = ThreadRecord
     needs: ClassVar[Needs] = {
         **{name: (name,) for name in ("id", "title", "pinned", "archived", "temporary")},
         **{name: (name,) for name in ("expires_at", "created_at", "updated_at")},
@@ -109,7 +104,7 @@ class Thread(RecordView, Node):
     project: Project | None = batched_field(
         _projects,
         description="The project it is in; null where it is in none.",
-        joined=Joined(attrgetter("record.project"), Project.of),
+        joined=Joined(Project, len(ThreadRecord.columns)),
     )
     messages: MessageConnection = batched_field(
         _messages, description="The active path through the tree of messages, oldest first."
@@ -159,7 +154,7 @@ class ThreadConnection:
         return page_info(self.page, _place)
 
     @strawberry.field(description="The threads without their places.")
-    def nodes(self) -> list[Thread]:
+    def nodes(self) -> Sequence[Thread]:
         return Thread.of_each(self.page.records)
 
 

@@ -207,9 +207,11 @@ async def test_an_answer_whose_lease_ran_out_is_ended_with_what_was_saved_of_it(
     assert record.tokens == MessageTokens(0, 2 + 2 + 3, 3, 0, estimated=True)
     assert record.duration_ms is not None
     assert record.duration_ms >= 3_600_000
-    assert (await stored(database, answer))._replace(parts_json="") == record._replace(parts_json="")
+    kept = await stored(database, answer)
+    columns = MessageRecord.columns[:-1]
+    assert [getattr(kept, name) for name in columns] == [getattr(record, name) for name in columns]
     rows = await rows_of(database, answer)
-    assert (await stored(database, answer)).parts == parts
+    assert kept.parts == parts
     assert rows["streams"] == rows["stream_checkpoints"] == []
     assert rows["threads"][0]["updated_at"] == rows["messages"][0]["updated_at"] == record.updated_at
     (used,) = rows["usage_events"]
