@@ -1,7 +1,7 @@
 """Arguments as resolvers take them: what Strawberry's `convert_arguments` does, compiled once for each field.
 
-Strawberry looks up anew for every value what its type is: 0.2 of the 3 ms that a whole turn takes (issue 6). Only what
-is plain is compiled, which is leaves, lists and input objects; whatever else there may be is still Strawberry's.
+Strawberry looks up anew for every value what its type is: 0.2 of the 3 ms of a whole turn. Only what is plain is
+compiled, which is leaves, lists and input objects; whatever else there may be is still Strawberry's.
 """
 
 from __future__ import annotations

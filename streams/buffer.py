@@ -23,7 +23,6 @@ from streams.cursor import CursorAheadError, cursor_prefix, end_cursor
 MAX_DELTA_CHARS = 262_144
 # So many pieces of a part are joined to one, once: memory stays at the text and some hundred bytes for each 64 tokens
 # instead of a hundred for each token.
-# The first of them is timed until its readers have it; a clock for each is too much.
 JOINED_PIECES = 64
 
 
@@ -132,6 +131,7 @@ class StreamBuffer:
         self._tail = None
         self._loose += 1
         if self._loose == 1:
+            # The first of those that will be joined: a clock for each is too much.
             self._time()
         self._wake()
 

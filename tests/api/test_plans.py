@@ -171,6 +171,29 @@ async def test_every_part_of_a_list_can_be_asked_for_alone(
     assert executed == [True], "what is not selected need not have been read"
 
 
+@pytest.mark.parametrize(
+    "selected",
+    [
+        "project { name }",
+        "project { __typename id threadCount }",
+        "project { icon } project { color }",
+        "project { name } again: project { prompt threads { nodes { title } } }",
+        "title project { name } messages { nodes { id role } }",
+    ],
+)
+@pytest.mark.parametrize("root", ["threads { nodes { %s } }", "threads { edges { node { %s } } }", "thread"])
+async def test_a_project_is_the_same_whether_or_not_it_was_read_with_its_thread(
+    world: World, executed: list[bool], root: str, selected: str
+) -> None:
+    document = {"thread": f'thread(id: "{world.thread_id}") {{ %s }}'}.get(root, root) % selected
+    asked = Operation(f"{{ {document} }}", {})
+    expected = await world.by_graphql_core(asked)
+    assert b'"project":{' in expected, "a thread that has one"
+    assert root == "thread" or b'"project":null' in expected, "and one that has none"
+    assert await world.as_served(asked) == expected
+    assert executed == [True]
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_every_mutation_gives_what_graphql_core_gives(
