@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -39,16 +40,13 @@ WHERE t.project_id = $1 AND t.owner_id = $2
 """
 
 
-def _list_query(order: str) -> str:
+@cache
+def _list_query(order: str, *, named: bool) -> str:
     return f"""
     SELECT {PROJECT_COLUMNS} FROM projects
-    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4 AND ($5::text IS NULL OR name ILIKE $5)
-    ORDER BY id {order} LIMIT $6
+    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4{" AND name ILIKE $6" if named else ""}
+    ORDER BY id {order} LIMIT $5
     """  # noqa: S608
-
-
-_LIST = _list_query("DESC")
-_LIST_BACKWARDS = _list_query("ASC")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,18 +92,18 @@ class Projects:
         Raises:
             BadUserInputError: the name to look for cannot be one.
         """
-        pattern = None
+        named = []
         if wanted.name is not None:
-            pattern = f"%{escaped_like(checked_text(wanted.name, field='name', max_bytes=MAX_NAME_BYTES))}%"
+            named = [f"%{escaped_like(checked_text(wanted.name, field='name', max_bytes=MAX_NAME_BYTES))}%"]
         async with self._database.acquire() as connection:
             rows = await connection.fetch(
-                _LIST_BACKWARDS if request.backwards else _LIST,
+                _list_query("ASC" if request.backwards else "DESC", named=bool(named)),
                 viewer.id,
                 request.after.id if request.after else LAST_ID,
                 request.before.id if request.before else FIRST_ID,
                 wanted.archived,
-                pattern,
                 request.limit + 1,
+                *named,
                 record_class=ProjectRecord.fetched,
             )
         return Page.of(request, rows)

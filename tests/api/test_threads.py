@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from models.ids import IdKind, new_id, outside_id, parse_id
 from server.runtime import Server
+from services.threads import _BOTTOM, _TOP, _list_query
 from tests.api.test_forks import long_thread
 from tests.client import Client, GraphQLErrors, connect
 
@@ -343,33 +344,55 @@ async def count_statements(server: Server, action: Any) -> int:
     return count
 
 
+@pytest.mark.parametrize("order", ["DESC", "ASC"])
+@pytest.mark.parametrize(
+    "conditions", [(), ("pinned =", "title ILIKE", "(project_id IS NOT NULL) =")], ids=["all", "some"]
+)
 @pytest.mark.parametrize(
     "wanted", [None, frozenset({"id", "project_id", "project.id", "project.name"})], ids=["alone", "with projects"]
 )
-async def test_the_list_is_served_by_its_index(server: Server, client: Client, wanted: frozenset[str] | None) -> None:
+async def test_the_list_is_served_by_its_index(
+    server: Server, client: Client, order: str, conditions: tuple[str, ...], wanted: frozenset[str] | None
+) -> None:
     await add_threads(server, client, [(n % 7 == 0, n) for n in range(5_000)])
     connection = await asyncpg.connect(server.database.url)
     try:
         await connection.execute("ANALYZE threads")
-        from services.threads import _list_query
-
-        plan = await connection.fetch(
-            f"EXPLAIN (FORMAT JSON) {_list_query('DESC', wanted)}".replace("$10", "51")
-            .replace("$11", "null")
-            .replace("$12", "null")
-            .replace("$13", "null")
-            .replace("$1", f"'{parse_id(IdKind.USER, client.id)}'")
-            .replace("$2", "false")
-            .replace("$3", "false")
-            .replace("($4, $5, $6)", "(true, timestamptz '2027-01-01', 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)")
-            .replace("($7, $8, $9)", "(false, timestamptz '2000-01-01', '00000000-0000-0000-0000-000000000000'::uuid)")
-        )
+        # What it is served by once PostgreSQL has seen it a few times.
+        await connection.execute(f"PREPARE listed AS {_list_query(order, conditions, wanted)}")
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        nulls = ", ".join(["NULL"] * (10 + len(conditions)))
+        plan = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE listed ({nulls})")
     finally:
         await connection.close()
     # Projects are joined to the page: how, and in what order, is for as few rows as it has.
     (limit,) = [node for node in nodes_of(orjson.loads(plan[0][0])[0]["Plan"]) if node["Node Type"] == "Limit"]
     below = list(nodes_of(limit))[1:]
     assert [(node["Node Type"], node["Index Name"]) for node in below] == [("Index Scan", "threads_listed")]
+
+
+@pytest.mark.parametrize(
+    "wanted", [None, frozenset({"id", "project_id", "project.id"})], ids=["alone", "with projects"]
+)
+async def test_the_list_is_not_planned_anew_for_every_page(
+    server: Server, client: Client, wanted: frozenset[str] | None
+) -> None:
+    await add_threads(server, client, [(n % 7 == 0, n) for n in range(500)])
+    bounds = [value for place in (_TOP, _BOTTOM) for value in (place.pinned, place.updated_at, place.id)]
+    arguments = (parse_id(IdKind.USER, client.id), False, False, *bounds, 51)
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        await connection.execute("ANALYZE threads")
+        for _ in range(10):
+            await connection.fetch(_list_query("DESC", (), wanted), *arguments)
+        plans = await connection.fetchrow(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1",
+            _list_query("DESC", (), wanted),
+        )
+    finally:
+        await connection.close()
+    assert plans is not None
+    assert tuple(plans) == (5, 5), "PostgreSQL tries five plans before it keeps one"
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
