@@ -24,10 +24,11 @@ import asyncpg
 import orjson
 
 from bench import contenders, report, servers
+from bench.contenders import Contender
 from bench.cores import Cores
 from bench.load_http import HttpRound, fetch, graphql_request, measure_requests
 from bench.load_sockets import SESSION
-from bench.load_streams import measure_streams, stream_scripts
+from bench.load_streams import StreamRound, measure_streams, stream_scripts
 from bench.run import add_parts, run
 from bench.seed import seed
 from bench.servers import Place, ServerProcess
@@ -139,20 +140,31 @@ class ScaleBench:
             await connection.close()
 
     async def _streams(self) -> None:
-        lines = _head("answers at once, each read once", "CPU µs/token", "late ms: p50, p99", "KiB each")
+        lines = _head("answers at once, each read once", "CPU µs/token", "× RAW", "late ms: p50, p99", "KiB each")
         for count in self.streams:
             _tell(f"{count} streams")
-            # Each of its own: what a process holds that many have gone through is not what these need.
-            async with AsyncExitStack() as stack:
-                server = await self._started(stack, servers.product(self.place, self.scripts))
-                before = server.resident_mib()
-                open_stream = contenders.PRODUCT.open_stream
-                one = await measure_streams(
-                    server, self.cores, open_stream, self.token, streams=count, seconds=self.seconds
-                )
-            each = (one.resident_mib - before) * 1024 / count
-            lines.append(f"| {count:,} | {one.cpu_us_token:.0f} | {one.p50_ms:.0f}, {one.p99_ms:.0f} | {each:.0f} |")
+            raw, _ = await self._streamed(contenders.RAW, count)
+            one, resident_mib = await self._streamed(contenders.PRODUCT, count)
+            each = (one.resident_mib - resident_mib) * 1024 / count
+            lines.append(
+                f"| {count:,} | {one.cpu_us_token:.0f} | {one.cpu_us_token / raw.cpu_us_token:.2f} | "
+                f"{one.p50_ms:.0f}, {one.p99_ms:.0f} | {each:.0f} |"
+            )
         _print_table("Streams of 30 tokens/s", lines)
+
+    async def _streamed(self, contender: Contender, count: int) -> tuple[StreamRound, float]:
+        """By a server of its own: what a process holds that many have gone through is not what these need.
+
+        Returns:
+            The round, and the memory before it, in MiB.
+        """
+        async with AsyncExitStack() as stack:
+            server = await self._started(stack, contender.make(self.place, self.scripts))
+            before = server.resident_mib()
+            one = await measure_streams(
+                server, self.cores, contender.open_stream, self.token, streams=count, seconds=self.seconds
+            )
+        return one, before
 
     async def _processes(self) -> None:
         lines = _head("processes", "Q: CPU ms/request", "M: CPU ms/request")
