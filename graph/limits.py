@@ -8,7 +8,7 @@ sizes, is a small tree evaluated for each request.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,21 +145,48 @@ class _Cost:
     """Objects that a selection can make: itself (a scalar is none), times the length of its list."""
 
     length: int = 1
-    variable: str | None = None
+    variables: tuple[str, ...] = ()
     below: list[_Cost] = field(default_factory=list)
 
-    def of(self, variables: dict[str, Any]) -> int:
+    def of(self, variables: Mapping[str, Any]) -> float:
         """The cost with these variables; a page size that is no number is refused later, by its type."""
-        length = self.length
-        if self.variable is not None:
-            given = variables.get(self.variable)
-            length = min(given, MAX_PAGE) if isinstance(given, int) and given > 0 else DEFAULT_PAGE
+        length: float = self.length
+        for name in self.variables:
+            given = variables.get(name)
+            # A whole number may be written as 100.0.
+            size = min(given, MAX_PAGE) if isinstance(given, int | float) and given > 0 else DEFAULT_PAGE
+            length = max(length, size)
         return length * (1 + sum([cost.of(variables) for cost in self.below]))
 
     @property
     def varies(self) -> bool:
         """Whether it depends on variables."""
-        return self.variable is not None or any(cost.varies for cost in self.below)
+        return bool(self.variables) or any(cost.varies for cost in self.below)
+
+
+@dataclass(slots=True)
+class _OperationCost:
+    """What an operation can give.
+
+    Attributes:
+        defaults: of its variables, where these are numbers.
+        light: whether it was found to cost little enough whatever its variables are.
+    """
+
+    costs: list[_Cost]
+    defaults: dict[str, int]
+    light: bool = False
+
+    def refusal(self, variables: dict[str, Any]) -> list[GraphQLError]:
+        """The refusal of what could give too many objects with these variables."""
+        if self.light:
+            return []
+        given = self.defaults | variables if self.defaults else variables
+        cost = sum([cost.of(given) for cost in self.costs])
+        self.light = cost <= MAX_COST and not any(cost.varies for cost in self.costs)
+        if cost > MAX_COST:
+            return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
+        return []
 
 
 @dataclass(slots=True)
@@ -168,25 +195,19 @@ class Checked:
 
     document: DocumentNode
     errors: list[GraphQLError]
-    costs: list[_Cost]
     operations: dict[str | None, OperationDefinitionNode]
     """By name; one that stands alone also by None."""
+    costs: dict[str | None, _OperationCost]
+    """Of its operations, by the same names, where it has no errors."""
     plans: dict[Hashable, Plan | None] = field(default_factory=dict)
     """Of its queries, by the operation and the values of the variables that decide which fields are left out."""
     deciding: tuple[str, ...] | None = None
     """The names of those variables, once they were looked for."""
-    light: bool = False
-    """Whether it was found to cost little enough whatever its variables are."""
 
-    def weigh(self, variables: dict[str, Any]) -> list[GraphQLError]:
-        """The refusal of what could give too many objects with these variables."""
-        if self.light:
-            return []
-        cost = sum([cost.of(variables) for cost in self.costs])
-        self.light = cost <= MAX_COST and not any(cost.varies for cost in self.costs)
-        if cost > MAX_COST:
-            return [code_error(ErrorCode.QUERY_TOO_COMPLEX, f"This operation could give more than {MAX_COST} objects.")]
-        return []
+    def weigh(self, operation_name: str | None, variables: dict[str, Any]) -> list[GraphQLError]:
+        """The refusal of an operation that could give too many objects; one that does not exist is refused later."""
+        cost = self.costs.get(operation_name)
+        return [] if cost is None else cost.refusal(variables)
 
 
 class Documents:
@@ -238,15 +259,22 @@ class DocumentLimits(SchemaExtension):
             known = self._check(context.graphql_document)
             self.documents.remember(query, known)
         # Not None: Strawberry then does not validate again.
-        context.pre_execution_errors = known.errors or self._unnamed(known) or known.weigh(context.variables or {})
+        context.pre_execution_errors = (
+            known.errors or self._unnamed(known) or known.weigh(self._asked, context.variables or {})
+        )
         if not context.pre_execution_errors:
             self._tell(known.document)
         yield
 
+    @property
+    def _asked(self) -> str | None:
+        """The name of the operation to run, where the request has one."""
+        name: str | None = self.execution_context._provided_operation_name  # noqa: SLF001
+        return name
+
     def _tell(self, document: DocumentNode) -> None:
         """Let whoever counts operations know which one this is: only names of such as are executed are kept."""
-        asked = self.execution_context._provided_operation_name  # noqa: SLF001
-        operation, context = get_operation_ast(document, asked), self.execution_context.context
+        operation, context = get_operation_ast(document, self._asked), self.execution_context.context
         if operation is not None and isinstance(context, Context):
             context.begin(operation)
 
@@ -259,17 +287,14 @@ class DocumentLimits(SchemaExtension):
             errors = validate_document(context.schema._schema, document, rules)  # noqa: SLF001
         operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
         named = {node.name.value if node.name is not None else None: node for node in operations}
-        return Checked(
-            document,
-            [_validation_error(error) for error in errors],
-            [] if errors else _costs(document),
-            named | {None: operations[0]} if len(operations) == 1 else named,
-        )
+        if len(operations) == 1:
+            named[None] = operations[0]
+        costs = {} if errors else _costs(document, named)
+        return Checked(document, [_validation_error(error) for error in errors], named, costs)
 
     def _unnamed(self, known: Checked) -> list[GraphQLError]:
         """Strawberry would run the first of several operations (spec, section 6.1: it is an error)."""
-        named = self.execution_context._provided_operation_name is not None  # noqa: SLF001
-        if named or None in known.operations:
+        if self._asked is not None or None in known.operations:
             return []
         return [code_error(ErrorCode.GRAPHQL_VALIDATION_FAILED, "Of several operations, operationName must name one.")]
 
@@ -285,7 +310,9 @@ def _validation_error(error: GraphQLError) -> GraphQLError:
     return error
 
 
-def _costs(document: DocumentNode) -> list[_Cost]:
+def _costs(
+    document: DocumentNode, operations: dict[str | None, OperationDefinitionNode]
+) -> dict[str | None, _OperationCost]:
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
     known: dict[str, list[_Cost]] = {}
 
@@ -303,8 +330,23 @@ def _costs(document: DocumentNode) -> list[_Cost]:
                 found += known[name]
         return found
 
-    operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
-    return [cost for operation in operations for cost in costs(operation.selection_set)]
+    return {
+        name: _OperationCost(costs(operation.selection_set), _default_sizes(operation))
+        for name, operation in operations.items()
+    }
+
+
+def _default_sizes(operation: OperationDefinitionNode) -> dict[str, int]:
+    return {
+        definition.variable.name.value: _size(definition.default_value)
+        for definition in operation.variable_definitions or ()
+        if isinstance(definition.default_value, IntValueNode)
+    }
+
+
+def _size(node: IntValueNode) -> int:
+    # A number of thousands of digits, as an ID may have, cannot be read at all.
+    return max(0, min(int(node.value[:12]), MAX_PAGE))
 
 
 def _field_cost(node: FieldNode, below: list[_Cost]) -> _Cost:
@@ -312,14 +354,10 @@ def _field_cost(node: FieldNode, below: list[_Cost]) -> _Cost:
     if node.selection_set is None:
         return _Cost(0)
     if name == "nodes" and node.arguments:
-        return _Cost(MAX_NODES, None, below)
+        return _Cost(MAX_NODES, (), below)
     if name not in _PAGES:
-        return _Cost(_LISTS.get(name, 1), None, below)
-    length, variable = DEFAULT_PAGE, None
-    for argument in node.arguments or ():
-        if argument.name.value in ("first", "last"):
-            if isinstance(argument.value, IntValueNode):
-                length = min(int(argument.value.value), MAX_PAGE)
-            elif isinstance(argument.value, VariableNode):
-                variable = argument.value.name.value
-    return _Cost(length, variable, below)
+        return _Cost(_LISTS.get(name, 1), (), below)
+    sizes = [argument.value for argument in node.arguments or () if argument.name.value in ("first", "last")]
+    length = max([_size(size) for size in sizes if isinstance(size, IntValueNode)], default=0)
+    variables = tuple(size.name.value for size in sizes if isinstance(size, VariableNode))
+    return _Cost(length or (0 if variables else DEFAULT_PAGE), variables, below)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from enum import Enum, EnumMeta
 from typing import Any
 
@@ -173,7 +172,7 @@ class Schema(strawberry.Schema):
         operation = None if known is None or known.errors else known.operations.get(operation_name)
         if known is None or operation is None or _PLANNED.get(operation.operation) not in allowed:
             return None
-        if known.weigh(variables):
+        if known.weigh(operation_name, variables):
             return None
         values = get_variable_values(self._schema, operation.variable_definitions or (), variables)
         if isinstance(values, list):
@@ -190,12 +189,16 @@ class Schema(strawberry.Schema):
             deciding = known.deciding = deciding_variables(known.document)
         place = (id(operation), *[values.coerced.get(name) for name in deciding]) if deciding else id(operation)
         if place not in known.plans:
-            plan = None
             # One that has many is not worth their memory, and may have been made to take it.
-            if len(known.plans) < _MAX_PLANS:
-                with suppress(UnplannedError):
-                    plan = Planner(self._schema, self.schema_converter, known.document, operation, values).plan()
-            else:
+            if len(known.plans) >= _MAX_PLANS:
+                return None
+            plan = None
+            try:
+                plan = Planner(self._schema, self.schema_converter, known.document, operation, values).plan()
+            except UnplannedError:
+                pass
+            except GraphQLError:
+                # These variables do not go with the document, as null with `@include(if:)`: graphql-core says how.
                 return None
             known.plans[place] = plan
         return known.plans[place]

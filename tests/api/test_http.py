@@ -259,6 +259,74 @@ async def test_a_page_size_in_a_variable_counts_as_it_is_given(client: Client) -
     assert await client.run(query, {"n": 5}) == {"threads": {"nodes": []}}
 
 
+NESTED = "projects(first: $n) { nodes { threads(first: $n) { nodes { messages(first: $n) { nodes { id } } } } } }"
+NEGATIVE = "{ a: threads(first: -2000000000) { nodes { id } } " + NESTED.replace("$n", "100") + " }"
+
+
+@pytest.mark.parametrize(
+    ("query", "variables"),
+    [
+        (f"query($n: Int = 100) {{ {NESTED} }}", {}),
+        (f"query($n: Int) {{ {NESTED} }}", {"n": 100.0}),
+        (f"query($n: Int = 100, $m: Int) {{ {NESTED.replace('$n', '$n, last: $m')} }}", {"m": None}),
+        (f"query($m: Int) {{ {NESTED.replace('$n', '100, last: $m')} }}", {"m": None}),
+        (NEGATIVE, {}),
+    ],
+    ids=[
+        "by default",
+        "as a fraction",
+        "beside one that is null",
+        "beside a variable that is null",
+        "beside less than none",
+    ],
+)
+async def test_a_page_size_counts_however_it_is_written(client: Client, query: str, variables: dict[str, Any]) -> None:
+    for _ in range(2):
+        with pytest.raises(GraphQLErrors) as refused:
+            await client.run(query, variables)
+        assert refused.value.code == "QUERY_TOO_COMPLEX"
+
+
+async def test_only_the_operation_that_is_run_is_weighed(client: Client) -> None:
+    query = f"query Light {{ __typename }} query Heavy($n: Int = 100) {{ {NESTED} }}"
+
+    async def asked(name: str) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {client.token}"}
+        async with client.http.post(
+            client.url, json={"query": query, "operationName": name}, headers=headers
+        ) as response:
+            answer: dict[str, Any] = await response.json()
+        return answer
+
+    for _ in range(2):
+        assert await asked("Light") == {"data": {"__typename": "Query"}}
+        assert (await asked("Heavy"))["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"
+
+
+async def test_a_default_of_very_many_digits_is_read_by_nobody(client: Client) -> None:
+    query = f"query($id: ID = {'1' * 5_000}) {{ thread(id: $id) {{ id }} }}"
+    _, answer = await client.post(query)
+    assert answer["data"] == {"thread": None} or answer["errors"]
+
+
+@pytest.mark.parametrize("transport", ["http", "socket"])
+async def test_null_for_whether_a_field_is_included_is_said_each_time(client: Client, transport: str) -> None:
+    query = "query($i: Boolean = true) { threads(first: 1) @include(if: $i) { nodes { id } } }"
+
+    async def attempt() -> None:
+        if transport == "http":
+            await client.run(query, {"i": None})
+        else:
+            async with client.subscribe(query, {"i": None}) as operation:
+                await operation.next()
+
+    for _ in range(3):
+        with pytest.raises(GraphQLErrors) as refused:
+            await attempt()
+        assert refused.value.code == "BAD_USER_INPUT"
+    assert await client.run(query) == {"threads": {"nodes": []}}
+
+
 @pytest.mark.parametrize(
     "field",
     ["threads(first: 2, filter: 1)", "thread(id: 5)", "nodes(ids: [null])", "message"],

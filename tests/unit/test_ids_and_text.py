@@ -49,11 +49,12 @@ def test_a_key_begins_with_the_milliseconds_of_its_making() -> None:
     assert made[-1] <= time.time_ns() // 1_000_000
 
 
-def test_a_key_of_a_later_millisecond_sorts_behind() -> None:
+def test_a_key_that_is_made_later_sorts_behind() -> None:
     keys = []
-    for _ in range(20):
+    for _ in range(2_000):
         keys.append(new_id())
-        while time.time_ns() // 1_000_000 == keys[-1].int >> 80:
+        made = time.time_ns()
+        while time.time_ns() < made + 250:
             pass
     assert keys == sorted(keys)
     assert [key.hex for key in keys] == sorted(key.hex for key in keys), "outside as inside"
@@ -65,7 +66,7 @@ def test_keys_of_one_moment_differ_in_all_their_random_bits() -> None:
     differing = 0
     for key in keys:
         differing |= key ^ keys[0]
-    random_bits = ((1 << 12) - 1) << 64 | ((1 << 62) - 1)
+    random_bits = (1 << 62) - 1
     assert differing & random_bits == random_bits
 
 
