@@ -19,6 +19,8 @@ from graphql import (
     GraphQLUnionType,
     get_named_type,
     is_composite_type,
+    parse_value,
+    value_from_ast_untyped,
 )
 from hypothesis import strategies as st
 
@@ -31,6 +33,7 @@ class Operation:
 
     document: str
     variables: dict[str, Any]
+    name: str | None = None
 
 
 @dataclass(slots=True)
@@ -39,13 +42,16 @@ class _Writing:
 
     Attributes:
         values: literals for arguments, by their names or by the names of their types.
+        declared: the types of variables with their defaults, by their names.
+        variables: what is given for variables, where something is.
     """
 
     schema: GraphQLSchema
     draw: Draw
     values: Mapping[str, Sequence[str]]
     without: frozenset[str]
-    variables: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    declared: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, Any] = field(default_factory=dict)
     fragments: list[str] = field(default_factory=list)
     arguments: dict[str, str] = field(default_factory=dict)
     aliases: int = 0
@@ -107,30 +113,77 @@ class _Writing:
         return f"({', '.join(given)})" if given else ""
 
     def _value(self, name: str, kind: Any) -> str:
+        """A literal, or a variable."""
+        if self.draw(st.integers(0, 3)) == 0:
+            return self._variable(name, kind)
         if isinstance(kind, GraphQLNonNull):
-            return self._value(name, kind.of_type)
+            return self._literal(name, kind.of_type)
+        return "null" if self.draw(st.integers(0, 9)) == 0 else self._literal(name, kind)
+
+    def _literal(self, name: str, kind: Any, *, variables: bool = True) -> str:
+        """One that is not null. `variables`: whether there may be some in it."""
+
+        def inner(name: str, kind: Any) -> str:
+            return self._value(name, kind) if variables else self._literal(name, _nullable(kind), variables=False)
+
         if isinstance(kind, GraphQLList):
-            return "[" + ", ".join(self._value(name, kind.of_type) for _ in range(self.draw(st.integers(0, 3)))) + "]"
+            items = [inner(name, kind.of_type) for _ in range(self.draw(st.integers(0, 3)))]
+            # The spec takes one item for a list of it (section 3.11).
+            return items[0] if len(items) == 1 and self.draw(st.booleans()) else f"[{', '.join(items)}]"
         if isinstance(kind, GraphQLEnumType):
             return str(self.draw(st.sampled_from(sorted(kind.values))))
         if isinstance(kind, GraphQLInputObjectType):
-            chosen = [one for one in kind.fields if self.draw(st.integers(0, 3)) == 0]
-            return "{" + ", ".join(f"{one}: {self._value(one, kind.fields[one].type)}" for one in chosen) + "}"
-        literal = str(self.draw(st.sampled_from(self.values.get(name) or self.values[kind.name])))
-        if kind.name == "Int" and self.draw(st.booleans()):
-            variable = f"int{len(self.variables)}"
-            self.variables[variable] = ("Int", int(literal))
-            return f"${variable}"
-        return literal
+            chosen = [
+                one
+                for one, its in kind.fields.items()
+                if isinstance(its.type, GraphQLNonNull) or self.draw(st.integers(0, 3)) == 0
+            ]
+            return "{" + ", ".join(f"{one}: {inner(one, kind.fields[one].type)}" for one in chosen) + "}"
+        return str(self.draw(st.sampled_from(self.values.get(name) or self.values[kind.name])))
+
+    def _variable(self, name: str, kind: Any) -> str:
+        """A new variable where this type is expected: with a default or without, given, null or left out."""
+        variable = f"v{len(self.declared)}"
+        required = isinstance(kind, GraphQLNonNull)
+        nullable = _nullable(kind)
+        default = self.draw(st.integers(0, 2)) == 0
+        strict = (required and not default) or self.draw(st.booleans())
+        self.declared[variable] = f"{nullable}{'!' if strict else ''}" + (
+            f" = {self._literal(name, nullable, variables=False)}" if default else ""
+        )
+        given = self.draw(st.sampled_from(["value", "value", "value", "null", "nothing"]))
+        # What is required and missing is one error of the whole operation: seldom enough.
+        if given == "value" or (strict and self.draw(st.integers(0, 9))):
+            given = "nothing" if default and given == "nothing" else "value"
+        if given == "value":
+            literal = self._literal(name, nullable, variables=False)
+            self.variables[variable] = value_from_ast_untyped(parse_value(literal))
+        elif given == "null":
+            self.variables[variable] = None
+        return f"${variable}"
 
     def _directive(self) -> str:
         form = self.draw(st.sampled_from(["", "", "", "", "", "include", "skip"]))
         if not form:
             return ""
-        condition = self.draw(st.sampled_from(["true", "false", "$yes", "$no"]))
-        if condition[0] == "$":
-            self.variables.setdefault(condition[1:], ("Boolean!", condition == "$yes"))
+        condition = self.draw(st.sampled_from(["true", "false", "$yes", "$no", "$usually", "$perhaps"]))
+        match condition:
+            case "$yes" | "$no":
+                self.declared[condition[1:]], self.variables[condition[1:]] = "Boolean!", condition == "$yes"
+            case "$usually":
+                self.declared["usually"] = "Boolean! = true"
+                if "usually" not in self.variables and self.draw(st.booleans()):
+                    self.variables["usually"] = False
+            case "$perhaps":
+                # With a default it may stand where null may not; null is an error there all the same.
+                self.declared["perhaps"] = "Boolean = false"
+                if "perhaps" not in self.variables and self.draw(st.integers(0, 2)) == 0:
+                    self.variables["perhaps"] = self.draw(st.sampled_from([True, False, None]))
         return f"@{form}(if: {condition})"
+
+
+def _nullable(kind: Any) -> Any:
+    return kind.of_type if isinstance(kind, GraphQLNonNull) else kind
 
 
 @st.composite
@@ -146,7 +199,8 @@ def operations(
     root = schema.query_type
     assert root is not None
     writing = _Writing(schema, draw, values, without)
-    return _whole("query", writing, writing.selection(root, 4))
+    # The deepest ask for more than an operation may, more often than not.
+    return _whole("query", writing, writing.selection(root, draw(st.sampled_from([1, 2, 2, 3, 4]))))
 
 
 @st.composite
@@ -172,7 +226,12 @@ def mutations(
 
 
 def _whole(kind: str, writing: _Writing, selection: str) -> Operation:
-    variables = {name: value for name, (_, value) in writing.variables.items()}
-    heads = [f"${name}: {kind}" for name, (kind, _) in writing.variables.items()]
+    heads = [f"${name}: {declared}" for name, declared in writing.declared.items()]
     head = f"{kind} Random{'(' + ', '.join(heads) + ')' if heads else ''} "
-    return Operation("\n".join([head + selection, *writing.fragments]), variables)
+    definitions = [head + selection, *writing.fragments]
+    name = writing.draw(st.sampled_from([None, None, None, "Random"]))
+    if writing.draw(st.integers(0, 4)) == 0:
+        # Which of several is meant, a name must say.
+        definitions.insert(writing.draw(st.integers(0, 1)), "query Another { __typename }")
+        name = writing.draw(st.sampled_from(["Random", "Random", "Random", "Another", "Third", None]))
+    return Operation("\n".join(definitions), writing.variables, name)
