@@ -50,6 +50,10 @@ REQUESTS = {
 }
 
 
+# What the servers by Node have in common: `bench/peers/loaders.mjs` and what is beneath it.
+_SCHEMA_OF_NODE = ("graphql", "@graphql-tools/schema", "dataloader", "pg", "fast-jwt")
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One server of the comparison.
@@ -130,19 +134,19 @@ CONTENDERS = (
         "Mercurius",
         "mercurius.mjs",
         "queries compiled from the first execution on, DataLoader, its own sockets",
-        ("mercurius", "graphql-jit", "graphql", "fastify", "dataloader", "pg", "fast-jwt"),
+        (*_SCHEMA_OF_NODE, "mercurius", "graphql-jit", "fastify", "@fastify/websocket"),
     ),
     _by_node(
         "Yoga",
         "yoga.mjs",
-        "on node:http, queries compiled, DataLoader",
-        ("graphql-yoga", "@envelop/graphql-jit", "graphql", "graphql-ws", "dataloader", "pg", "fast-jwt"),
+        "on node:http, queries and subscriptions compiled, DataLoader",
+        (*_SCHEMA_OF_NODE, "graphql-yoga", "@envelop/graphql-jit", "graphql-ws", "ws"),
     ),
     _by_node(
         "Apollo",
         "apollo.mjs",
         "on Fastify, documents parsed and validated once, DataLoader",
-        ("@apollo/server", "@as-integrations/fastify", "fastify", "graphql", "graphql-ws", "dataloader", "pg"),
+        (*_SCHEMA_OF_NODE, "@apollo/server", "@as-integrations/fastify", "fastify", "graphql-ws", "ws"),
     ),
     Contender(
         name="Strawberry",

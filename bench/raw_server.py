@@ -27,6 +27,8 @@ import orjson
 import uvloop
 from aiohttp import ClientConnectionResetError, WSMsgType, web
 
+from providers.scripted import Beat
+
 _POOL_SIZE = 10
 _MAX_PAGE = 100
 _CACHED_TOKENS = 10_000
@@ -95,6 +97,7 @@ class Handlers:
     def __init__(self, pool: Any, sessions: Sessions) -> None:
         self._pool = pool
         self._sessions = sessions
+        self._beat = Beat(asyncio.get_running_loop())
         self._audience: set[web.WebSocketResponse] = set()
         self._speaking: asyncio.Task[None] | None = None
 
@@ -150,7 +153,7 @@ class Handlers:
         rate, silence = _number(request, "rate"), _number(request, "silence")
         ws = web.WebSocketResponse(heartbeat=_HEARTBEAT_SECONDS, compress=False)
         await ws.prepare(request)
-        producer = asyncio.create_task(_produce(ws, rate, silence))
+        producer = asyncio.create_task(_produce(ws, self._beat, rate, silence))
         try:
             async for _ in ws:
                 pass
@@ -190,8 +193,8 @@ async def _produce_for_all(audience: set[web.WebSocketResponse], rate: int) -> N
                 await ws.send_frame(event, WSMsgType.TEXT)
 
 
-async def _produce(ws: web.WebSocketResponse, rate: int, silence: int) -> None:
-    loop = asyncio.get_running_loop()
+async def _produce(ws: web.WebSocketResponse, beat: Beat, rate: int, silence: int) -> None:
+    loop = beat.loop
     prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
     pause, due, offset, sent = 1 / rate, loop.time() + silence, 0, 0
     with contextlib.suppress(ClientConnectionResetError, ConnectionResetError):
@@ -199,8 +202,8 @@ async def _produce(ws: web.WebSocketResponse, rate: int, silence: int) -> None:
             # Due times, not pauses in a row: the speed holds however late the loop wakes us.
             due += pause
             sent += 1
-            if (early := due - loop.time()) > 0:
-                await asyncio.sleep(early)
+            if due > loop.time():
+                await beat.until(due)
             elif sent % 64 == 0:
                 await asyncio.sleep(0)
             offset += len(_TOKEN)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import Annotated, Any, NewType
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID, uuid4
@@ -33,6 +34,7 @@ from tortoise import Tortoise
 from tortoise.expressions import Q
 
 from models import tables
+from providers.scripted import Beat
 
 _RATE = 30
 _POOL_SIZE = 10
@@ -42,6 +44,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _POSITION = struct.Struct(">cBq16s")
 _TOKEN = " word"
+_beat_of = lru_cache(maxsize=1)(Beat)
 
 # Tortoise's query sets have no limit for each of many parents.
 _LAST_MESSAGES = """
@@ -277,13 +280,14 @@ class Subscription:
         """Words without end after so many seconds, each at its due time."""
         del after
         loop = asyncio.get_running_loop()
+        beat = _beat_of(loop)
         prefix = urlsafe_b64encode(uuid4().bytes)[:22].decode() + "."
         due, offset, sent = loop.time() + float(message_id), 0, 0
         while True:
             due += 1 / _RATE
             sent += 1
-            if (early := due - loop.time()) > 0:
-                await asyncio.sleep(early)
+            if due > loop.time():
+                await beat.until(due)
             elif sent % 64 == 0:
                 await asyncio.sleep(0)
             offset += len(_TOKEN)

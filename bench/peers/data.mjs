@@ -114,7 +114,10 @@ export function textOf(message) {
   return text
 }
 
-/** Words without end after some seconds, each at its due time: the speed holds however late the loop wakes us. */
+/**
+ * Words without end after some seconds, each at its due time: the speed holds however late the loop wakes us. Node keeps
+ * the timers of one duration in one list behind one timer of the system's, as `Beat` does for the servers by Python.
+ */
 export async function* wordsOf(silence) {
   const prefix = `${randomBytes(16).toString('base64url')}.`
   const pause = 1_000 / RATE
