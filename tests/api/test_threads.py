@@ -6,7 +6,6 @@ import asyncio
 import base64
 import random
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
@@ -20,6 +19,7 @@ from server.runtime import Server
 from services.threads import _BOTTOM, _TOP, _list_query
 from tests.api.test_forks import long_thread
 from tests.client import Client, GraphQLErrors, connect
+from tests.query_plans import nodes_of
 
 LIST = """
 query($first: Int, $after: Cursor, $last: Int, $before: Cursor) {
@@ -393,12 +393,6 @@ async def test_the_list_is_not_planned_anew_for_every_page(
         await connection.close()
     assert plans is not None
     assert tuple(plans) == (5, 5), "PostgreSQL tries five plans before it keeps one"
-
-
-def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for below in plan.get("Plans", ()):
-        yield from nodes_of(below)
 
 
 async def test_deleting_twice_or_at_once_is_not_found_once_gone(client: Client) -> None:

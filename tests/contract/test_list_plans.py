@@ -1,0 +1,178 @@
+"""Every list is read by an index that gives its order, and no further than its page, on rows of many users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+import pytest
+
+from models.database import Database
+from services import attachments, changes, messages, projects, sharing, threads
+from services.paging import FIRST_ID, LAST_ID
+from services.seed import SeedPlan, seed
+from tests.conftest import make_database
+from tests.query_plans import nodes_of, rows_read
+
+PAGE = 10
+LIMIT = PAGE + 1
+OWNED = 500
+LARGE = {"projects", "threads", "messages", "attachments", "blobs", "changes", "shares", "share_messages"}
+# What `seed` makes none or few of: as much for every user.
+_MORE = (
+    f"""
+    INSERT INTO projects (id, owner_id, name)
+    SELECT gen_random_uuid(), id, 'One of many' FROM users, generate_series(1, {OWNED})
+    """,
+    f"""
+    INSERT INTO blobs (id, key, size, sha256, content_type)
+    SELECT gen_random_uuid(), 'key' || n, 1, '', 'text/plain' FROM generate_series(1, {OWNED}) n
+    """,
+    """
+    INSERT INTO attachments (id, owner_id, blob_id, state, name, content_type, size)
+    SELECT gen_random_uuid(), users.id, blobs.id, 'LINKED', 'a.txt', 'text/plain', 1 FROM users, blobs
+    """,
+    f"INSERT INTO changes (owner_id, kind) SELECT id, 'SETTINGS' FROM generate_series(1, {OWNED}), users",
+    """
+    INSERT INTO shares (id, owner_id, thread_id, token, title, includes_attachments)
+    SELECT gen_random_uuid(), owner_id, id, id::text, title, false FROM threads
+    """,
+    f"""
+    INSERT INTO share_messages (share_id, position, role, status, parts)
+    SELECT id, n, 'USER', 'COMPLETE', '[]' FROM shares, generate_series(0, {2 * PAGE}) n
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A database of 40 users, and what the first of them has.
+
+    Attributes:
+        thread_ids: threads with more messages than a page.
+        project_ids: projects with more threads than a page.
+    """
+
+    url: str
+    owner_id: UUID
+    thread_ids: list[UUID]
+    project_ids: list[UUID]
+    share_token: str
+
+    @property
+    def bounds(self) -> tuple[Any, ...]:
+        """Of a page of threads that begins at the top."""
+        top, bottom = threads._TOP, threads._BOTTOM
+        return (top.pinned, top.updated_at, top.id, bottom.pinned, bottom.updated_at, bottom.id)
+
+
+@pytest.fixture(scope="module")
+async def filled(postgres_url: str) -> Filled:
+    """Made once."""
+    database = Database(await make_database(postgres_url), pool_size=2, timeout_seconds=60)
+    await database.migrate()
+    plan = SeedPlan(users=40, threads=2_000, messages=12_000, seed=5, now=datetime(2026, 1, 1, tzinfo=UTC))
+    owner_id = await seed(database, plan)
+    connection = await asyncpg.connect(database.url)
+    try:
+        await connection.execute("SET session_replication_role = replica")
+        for statement in _MORE:
+            await connection.execute(statement)
+        await connection.execute("VACUUM ANALYZE")
+        long = await connection.fetch(
+            "SELECT thread_id FROM messages WHERE owner_id = $1 AND active GROUP BY 1 HAVING count(*) > $2 LIMIT 5",
+            *(owner_id, PAGE),
+        )
+        full = await connection.fetch(
+            """
+            SELECT project_id FROM threads WHERE owner_id = $1 AND project_id IS NOT NULL AND NOT archived
+            GROUP BY 1 HAVING count(*) > $2
+            """,
+            *(owner_id, PAGE),
+        )
+        token = await connection.fetchval("SELECT token FROM shares LIMIT 1")
+    finally:
+        await connection.close()
+    assert long
+    assert full
+    return Filled(database.url, owner_id, [row[0] for row in long], [row[0] for row in full], token)
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """One list.
+
+    Attributes:
+        query: its statement.
+        arguments: of it.
+        index: what it is read by.
+        pages: how many pages it reads at once.
+    """
+
+    query: str
+    arguments: tuple[Any, ...]
+    index: str
+    pages: int = 1
+
+
+def lists(order: str, filled: Filled) -> dict[str, List]:
+    """All of them, in one direction."""
+    owner = filled.owner_id
+    path = (filled.thread_ids, owner, -1, 2**31 - 1, LIMIT)
+    of_projects = (owner, False, False, *filled.bounds, LIMIT, filled.project_ids)
+    by_age = (owner, LAST_ID, FIRST_ID)
+    down = order == "DESC"
+    return {
+        "messages of threads": List(messages._path_query(order, None), path, "messages_active_path", len(path[0])),
+        "some columns of messages": List(
+            messages._path_query(order, frozenset({"id", "role", "parts"})), path, "messages_active_path", len(path[0])
+        ),
+        "threads of projects": List(
+            threads._project_query(order, ()), of_projects, "threads_of_project", len(filled.project_ids)
+        ),
+        "projects": List(projects._list_query(order, named=False), (*by_age, False, LIMIT), "projects_by_age"),
+        "attachments": List(
+            attachments._LIST if down else attachments._LIST_BACKWARDS, (*by_age, LIMIT), "attachments_by_age"
+        ),
+        "changes": List(changes._AFTER, (owner, 0, LIMIT), "changes_in_order"),
+        "messages of a share": List(
+            sharing._PAGE_BACKWARDS if down else sharing._PAGE,
+            (filled.share_token, -1, 2**31 - 1, LIMIT),
+            "share_messages_once",
+        ),
+    }
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("order", ["DESC", "ASC"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "messages of threads",
+        "some columns of messages",
+        "threads of projects",
+        "projects",
+        "attachments",
+        "changes",
+        "messages of a share",
+    ],
+)
+async def test_a_page_is_read_by_its_index_and_no_further(filled: Filled, name: str, order: str, mode: str) -> None:
+    one = lists(order, filled)[name]
+    connection = await asyncpg.connect(filled.url)
+    try:
+        await connection.execute(f"SET plan_cache_mode = {mode}")
+        told = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {one.query}", *one.arguments)
+        rows = await connection.fetch(one.query, *one.arguments)
+    finally:
+        await connection.close()
+    assert len(rows) == LIMIT * one.pages, "there is more than a page of it"
+    nodes = list(nodes_of(orjson.loads(told)[0]["Plan"]))
+    assert one.index in [node.get("Index Name") for node in nodes]
+    read = {node["Relation Name"]: rows_read(node) for node in nodes if "Relation Name" in node}
+    assert {table: count for table, count in read.items() if count > LIMIT * one.pages + PAGE} == {}, told
+    assert not [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in LARGE], told
