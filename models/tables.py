@@ -143,7 +143,7 @@ class Message(Model):
     class Meta:
         table = "messages"
         indexes = (
-            Index(fields=("thread_id", "parent_id"), name="messages_siblings"),
+            Index(fields=("thread_id", "depth"), name="messages_by_depth"),
             Index(fields=("owner_id",), name="messages_of_owner"),
         )
         constraints = (

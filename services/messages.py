@@ -30,21 +30,23 @@ SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (parent_id) CROSS JOIN LAT
 """  # noqa: S608
 _ROOTS = f"""
 SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (thread_id) CROSS JOIN LATERAL (
-    SELECT * FROM messages WHERE thread_id = wanted.thread_id AND parent_id IS NULL AND owner_id = $2
+    SELECT * FROM messages WHERE thread_id = wanted.thread_id AND depth = 0 AND owner_id = $2
     ORDER BY id LIMIT {MAX_SIBLINGS}
 ) m
 """  # noqa: S608
 
 
+# Most threads are short, and PostgreSQL expects no other: told of the thread alone, it would read a whole long one and
+# sort it. Rows are therefore asked for as an index has them, and a thread by its key and nothing else.
 @lru_cache(maxsize=256)
 def _path_query(order: str, wanted: frozenset[str] | None) -> str:
     return f"""
     SELECT {message_columns(wanted)}, wanted.place
     FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (thread_id, place)
-    JOIN threads t ON t.id = wanted.thread_id AND t.owner_id = $2
+    CROSS JOIN LATERAL (SELECT id FROM threads WHERE id = wanted.thread_id AND owner_id = $2 LIMIT 1) t
     CROSS JOIN LATERAL (
-        SELECT * FROM messages WHERE thread_id = t.id AND active AND depth > $3 AND depth < $4
-        ORDER BY depth {order} LIMIT $5
+        SELECT * FROM messages WHERE active AND (thread_id, depth) > (t.id, $3) AND (thread_id, depth) < (t.id, $4)
+        ORDER BY thread_id {order}, depth {order} LIMIT $5
     ) m
     """  # noqa: S608
 

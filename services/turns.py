@@ -85,15 +85,16 @@ WHERE owner_id = $1 AND idempotency_key = $2
 _LEAF = """
 SELECT EXISTS (SELECT FROM messages WHERE thread_id = $1 AND status = 'STREAMING') AS live, leaf.id, leaf.depth
 FROM (VALUES (1)) AS one LEFT JOIN (
-    SELECT id, depth FROM messages WHERE thread_id = $1 AND active ORDER BY depth DESC LIMIT 1
+    SELECT id, depth FROM messages WHERE active AND (thread_id, depth) >= ($1, 0) AND thread_id <= $1
+    ORDER BY thread_id DESC, depth DESC LIMIT 1
 ) AS leaf ON true
 """
 _IS_LIVE = "SELECT EXISTS (SELECT FROM messages WHERE thread_id = $1 AND status = 'STREAMING')"
 _PLACE = """
-SELECT thread_id, parent_id, depth, role, parts, (
-    SELECT count(*) FROM messages sibling
-    WHERE sibling.thread_id = m.thread_id AND sibling.parent_id IS NOT DISTINCT FROM m.parent_id
-) AS siblings
+SELECT thread_id, parent_id, depth, role, parts, CASE WHEN parent_id IS NULL
+    THEN (SELECT count(*) FROM messages root WHERE root.thread_id = m.thread_id AND root.depth = 0)
+    ELSE (SELECT count(*) FROM messages child WHERE child.parent_id = m.parent_id)
+END AS siblings
 FROM messages m WHERE id = $1 AND owner_id = $2
 """
 # Nothing is added where the project is not the owner's. Locked as its count will be: behind a weaker lock, waiting for

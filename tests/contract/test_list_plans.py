@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from models.database import Database
-from services import attachments, changes, messages, projects, sharing, threads
+from services import attachments, changes, messages, projects, sharing, threads, turns
 from services.paging import FIRST_ID, LAST_ID
 from services.seed import SeedPlan, seed
 from tests.conftest import make_database
@@ -46,6 +47,12 @@ _MORE = (
     SELECT id, n, 'USER', 'COMPLETE', '[]' FROM shares, generate_series(0, {2 * PAGE}) n
     """,
 )
+# A page is a small part of these.
+_LONGER = f"""
+INSERT INTO messages (id, owner_id, thread_id, depth, active, role, status, parts)
+SELECT gen_random_uuid(), owner_id, id, 1000 + n, true, 'USER', 'COMPLETE', '[]'
+FROM threads, generate_series(1, {OWNED}) n WHERE id = ANY($1::uuid[])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +82,19 @@ async def filled(postgres_url: str) -> Filled:
     """Made once."""
     database = Database(await make_database(postgres_url), pool_size=2, timeout_seconds=60)
     await database.migrate()
-    plan = SeedPlan(users=40, threads=2_000, messages=12_000, seed=5, now=datetime(2026, 1, 1, tzinfo=UTC))
+    plan = SeedPlan(users=40, threads=8_000, messages=20_000, seed=5, now=datetime(2026, 1, 1, tzinfo=UTC))
     owner_id = await seed(database, plan)
     connection = await asyncpg.connect(database.url)
     try:
         await connection.execute("SET session_replication_role = replica")
         for statement in _MORE:
             await connection.execute(statement)
-        await connection.execute("VACUUM ANALYZE")
         long = await connection.fetch(
             "SELECT thread_id FROM messages WHERE owner_id = $1 AND active GROUP BY 1 HAVING count(*) > $2 LIMIT 5",
             *(owner_id, PAGE),
         )
+        await connection.execute(_LONGER, [row[0] for row in long])
+        await connection.execute("VACUUM ANALYZE")
         full = await connection.fetch(
             """
             SELECT project_id FROM threads WHERE owner_id = $1 AND project_id IS NOT NULL AND NOT archived
@@ -109,13 +117,13 @@ class List:
     Attributes:
         query: its statement.
         arguments: of it.
-        index: what it is read by.
+        indexes: any of them has its order.
         pages: how many pages it reads at once.
     """
 
     query: str
     arguments: tuple[Any, ...]
-    index: str
+    indexes: tuple[str, ...]
     pages: int = 1
 
 
@@ -126,23 +134,24 @@ def lists(order: str, filled: Filled) -> dict[str, List]:
     of_projects = (owner, False, False, *filled.bounds, LIMIT, filled.project_ids)
     by_age = (owner, LAST_ID, FIRST_ID)
     down = order == "DESC"
+    in_path = ("messages_active_path", "messages_by_depth")
     return {
-        "messages of threads": List(messages._path_query(order, None), path, "messages_active_path", len(path[0])),
+        "messages of threads": List(messages._path_query(order, None), path, in_path, len(path[0])),
         "some columns of messages": List(
-            messages._path_query(order, frozenset({"id", "role", "parts"})), path, "messages_active_path", len(path[0])
+            messages._path_query(order, frozenset({"id", "role", "parts"})), path, in_path, len(path[0])
         ),
         "threads of projects": List(
-            threads._project_query(order, ()), of_projects, "threads_of_project", len(filled.project_ids)
+            threads._project_query(order, ()), of_projects, ("threads_of_project",), len(filled.project_ids)
         ),
-        "projects": List(projects._list_query(order, named=False), (*by_age, False, LIMIT), "projects_by_age"),
+        "projects": List(projects._list_query(order, named=False), (*by_age, False, LIMIT), ("projects_by_age",)),
         "attachments": List(
-            attachments._LIST if down else attachments._LIST_BACKWARDS, (*by_age, LIMIT), "attachments_by_age"
+            attachments._LIST if down else attachments._LIST_BACKWARDS, (*by_age, LIMIT), ("attachments_by_age",)
         ),
-        "changes": List(changes._AFTER, (owner, 0, LIMIT), "changes_in_order"),
+        "changes": List(changes._AFTER, (owner, 0, LIMIT), ("changes_in_order",)),
         "messages of a share": List(
             sharing._PAGE_BACKWARDS if down else sharing._PAGE,
             (filled.share_token, -1, 2**31 - 1, LIMIT),
-            "share_messages_once",
+            ("share_messages_once",),
         ),
     }
 
@@ -163,16 +172,32 @@ def lists(order: str, filled: Filled) -> dict[str, List]:
 )
 async def test_a_page_is_read_by_its_index_and_no_further(filled: Filled, name: str, order: str, mode: str) -> None:
     one = lists(order, filled)[name]
-    connection = await asyncpg.connect(filled.url)
+    count, nodes = await explained(filled.url, mode, one.query, one.arguments)
+    assert count == LIMIT * one.pages, "there is more than a page of it"
+    assert {node.get("Index Name") for node in nodes} & {*one.indexes}
+    assert too_much(nodes, LIMIT * one.pages + PAGE) == []
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_the_end_of_a_long_thread_is_found_without_the_rest(filled: Filled, mode: str) -> None:
+    count, nodes = await explained(filled.url, mode, turns._LEAF, filled.thread_ids[:1])
+    assert count == 1
+    assert too_much(nodes, 1) == []
+
+
+async def explained(url: str, mode: str, query: str, arguments: Sequence[Any]) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows a statement gives, and the nodes of its plan with what they read of large tables."""
+    connection = await asyncpg.connect(url)
     try:
         await connection.execute(f"SET plan_cache_mode = {mode}")
-        told = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {one.query}", *one.arguments)
-        rows = await connection.fetch(one.query, *one.arguments)
+        told = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *arguments)
+        rows = await connection.fetch(query, *arguments)
     finally:
         await connection.close()
-    assert len(rows) == LIMIT * one.pages, "there is more than a page of it"
-    nodes = list(nodes_of(orjson.loads(told)[0]["Plan"]))
-    assert one.index in [node.get("Index Name") for node in nodes]
-    read = {node["Relation Name"]: rows_read(node) for node in nodes if "Relation Name" in node}
-    assert {table: count for table, count in read.items() if count > LIMIT * one.pages + PAGE} == {}, told
-    assert not [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in LARGE], told
+    return len(rows), list(nodes_of(orjson.loads(told)[0]["Plan"]))
+
+
+def too_much(nodes: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
+    """The nodes that read a large table in no order, or more than so many rows of it."""
+    large = [node for node in nodes if node.get("Relation Name") in LARGE]
+    return [node for node in large if node["Node Type"] == "Seq Scan" or rows_read(node) > rows]
