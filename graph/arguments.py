@@ -20,6 +20,8 @@ from strawberry.types.lazy_type import LazyType
 from strawberry.types.unset import UNSET
 
 Convert = Callable[[Any], Any]
+# Of input types that are met once, what converts them: such a type may hold itself.
+_Inputs = dict[type, Convert]
 
 
 def arguments_converter(
@@ -31,7 +33,8 @@ def arguments_converter(
         converter: Strawberry's, which knows its scalars and how names are written.
     """
     name_of = converter.config.name_converter.from_argument
-    known = [(name_of(one), one.python_name, _value_converter(one.type, converter)) for one in arguments]
+    inputs: _Inputs = {}
+    known = [(name_of(one), one.python_name, _value_converter(one.type, converter, inputs)) for one in arguments]
 
     def convert(given: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -43,14 +46,14 @@ def arguments_converter(
     return convert
 
 
-def _value_converter(kind: Any, converter: GraphQLCoreConverter) -> Convert | None:
+def _value_converter(kind: Any, converter: GraphQLCoreConverter, inputs: _Inputs) -> Convert | None:
     """For values of a type; None where they stay as they are."""
     if isinstance(kind, StrawberryOptional) and not isinstance(kind, StrawberryMaybe):
-        return _value_converter(kind.of_type, converter)
+        return _value_converter(kind.of_type, converter, inputs)
     if isinstance(kind, LazyType):
-        return _value_converter(kind.resolve_type(), converter)
+        return _value_converter(kind.resolve_type(), converter, inputs)
     if isinstance(kind, StrawberryList):
-        return _list_converter(_value_converter(kind.of_type, converter))
+        return _list_converter(_value_converter(kind.of_type, converter, inputs))
     if isinstance(kind, StrawberryEnumDefinition) or has_enum_definition(kind):
         return None
     if kind is not GlobalID and is_scalar(kind, converter.scalar_registry):
@@ -58,7 +61,7 @@ def _value_converter(kind: Any, converter: GraphQLCoreConverter) -> Convert | No
     if has_object_definition(kind):
         definition = kind.__strawberry_definition__
         if definition.is_input and definition.from_input is None:
-            return _input_converter(kind, converter)
+            return inputs.get(kind) or _input_converter(kind, converter, inputs)
     return lambda value: convert_argument(value, kind, converter.scalar_registry, converter.config)
 
 
@@ -72,7 +75,7 @@ def _list_converter(convert: Convert | None) -> Convert:
     return convert_list
 
 
-def _input_converter(kind: type, converter: GraphQLCoreConverter) -> Convert:
+def _input_converter(kind: type, converter: GraphQLCoreConverter, inputs: _Inputs) -> Convert:
     definition: Any = kind.__strawberry_definition__  # type: ignore[attr-defined]
     # What has no default of its own is None where it is left out.
     defaults = {
@@ -81,14 +84,7 @@ def _input_converter(kind: type, converter: GraphQLCoreConverter) -> Convert:
         if field.default_value is MISSING and field.default_factory is MISSING
     }
     name_of = converter.config.name_converter.from_field
-    known = [
-        (
-            name_of(field),
-            field.python_name,
-            _value_converter(field.resolve_type(type_definition=definition), converter),
-        )
-        for field in definition.fields
-    ]
+    known: list[tuple[str, str, Convert | None]] = []
 
     def convert_input(value: Any) -> Any:
         if value is None or value is UNSET:
@@ -99,4 +95,8 @@ def _input_converter(kind: type, converter: GraphQLCoreConverter) -> Convert:
                 given[python_name] = value[name] if convert is None else convert(value[name])
         return kind(**given)
 
+    inputs[kind] = convert_input
+    for field in definition.fields:
+        convert = _value_converter(field.resolve_type(type_definition=definition), converter, inputs)
+        known.append((name_of(field), field.python_name, convert))
     return convert_input
