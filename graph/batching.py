@@ -26,6 +26,8 @@ BATCH = "batch"
 """Where a field's metadata hold its function of many objects."""
 JOINED = "joined"
 """Where they hold its `Joined`, or None."""
+AHEAD = "ahead"
+"""Where they hold whether it may be read with the list of its objects."""
 
 
 class Joined(NamedTuple):
@@ -40,8 +42,24 @@ class Joined(NamedTuple):
     at: int
 
 
+class Below(NamedTuple):
+    """A field of the objects of a list, which the list's resolver may read with them.
+
+    Attributes:
+        arguments: gives its arguments, by their Python names; what it raises is no matter of the list's.
+        wanted: the fields of records that will be looked at below it.
+    """
+
+    arguments: Callable[[], dict[str, Any]]
+    wanted: Wanted
+
+
 def batched_field(
-    load: Callable[..., Awaitable[Sequence[Any]]], *, description: str, joined: Joined | None = None
+    load: Callable[..., Awaitable[Sequence[Any]]],
+    *,
+    description: str,
+    joined: Joined | None = None,
+    ahead: bool = False,
 ) -> Any:
     """A field that is resolved for many objects at once.
 
@@ -51,6 +69,7 @@ def batched_field(
             strings, as `from __future__ import annotations` makes them.
         description: the field's.
         joined: where the planned executor looks before it calls `load`.
+        ahead: whether resolvers of lists of these objects are told of it (`field_below`).
     """
     form = signature(load)
     arguments = [one for one in form.parameters.values() if one.kind is Parameter.POSITIONAL_OR_KEYWORD][2:]
@@ -72,13 +91,20 @@ def batched_field(
         ],
         return_annotation=returned.removeprefix("list[").removesuffix("]"),
     )
-    return strawberry.field(resolver=resolve, description=description, metadata={BATCH: load, JOINED: joined})
+    metadata = {BATCH: load, JOINED: joined, AHEAD: ahead}
+    return strawberry.field(resolver=resolve, description=description, metadata=metadata)
 
 
 def wanted_below(info: Info) -> Wanted:
     """The fields of records that will be looked at below the field that is resolved."""
     wanted: Wanted = getattr(info, "wanted", None)
     return wanted
+
+
+def field_below(info: Info) -> Below | None:
+    """What is asked of the objects of the list that is resolved, where that may be read with them."""
+    below: Below | None = getattr(info, "below", None)
+    return below
 
 
 def unique(keys: Sequence[Key]) -> list[Key]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from graphql import OperationDefinitionNode
 from strawberry.dataloader import DataLoader
 from strawberry.types import Info as StrawberryInfo
 
+from models.records import MessageRecord
 from services.accounts import Accounts
 from services.attachments import Attachments
 from services.changes import Changes
@@ -22,6 +24,7 @@ from services.identity import Identities
 from services.message_stream import DeltaFollower, MessageStream
 from services.messages import Messages
 from services.models import Models
+from services.paging import Page
 from services.projects import Projects
 from services.provider_keys import ProviderKeys
 from services.search import Search
@@ -80,6 +83,8 @@ class Context:
     connection_params: dict[str, object] | None = field(default=None)
     loaders: dict[Any, DataLoader[Any, Any]] = field(default_factory=dict)
     """This operation's, by what they load (see `graph.batching`)."""
+    messages_read: dict[Any, dict[UUID, Page[MessageRecord]]] = field(default_factory=dict)
+    """Pages of messages that were read with the list of their threads: by what was asked for, and by thread."""
     tell_deltas: Callable[[Any], DeltaFollower] | None = None
     """Who tells this operation's deltas by their plan (`graph.deltas`), where the operation came by a socket."""
     operation_type: str = ""

@@ -58,7 +58,7 @@ from strawberry.types import ExecutionResult
 from strawberry.types.field import StrawberryField
 
 from graph.arguments import arguments_converter
-from graph.batching import BATCH, JOINED, Joined, Wanted
+from graph.batching import AHEAD, BATCH, JOINED, Below, Joined, Wanted
 from graph.context import Context
 from graph.types.node import Needs, RecordView, Views
 
@@ -76,13 +76,15 @@ class PlannedInfo:
 
     Attributes:
         wanted: the fields of records that will be looked at below.
+        below: a field of the objects of a list that may be read with them.
     """
 
-    __slots__ = ("context", "wanted")
+    __slots__ = ("below", "context", "wanted")
 
-    def __init__(self, context: Context, wanted: Wanted) -> None:
+    def __init__(self, context: Context, wanted: Wanted, below: Below | None) -> None:
         self.context = context
         self.wanted = wanted
+        self.below = below
 
 
 class Run(NamedTuple):
@@ -101,16 +103,33 @@ Rows = Callable[[Sequence[Any]], list[dict[str, Any]]]
 """From the rows of many objects to their dicts, without a view of any; IndexError where what is joined is not there."""
 
 
+_Arguments = Callable[[Run], dict[str, Any]]
+
+
+class Ahead(NamedTuple):
+    """A field that may be read with the list of its objects (see `Below`)."""
+
+    arguments: _Arguments
+    wanted: Wanted
+
+    def of(self, run: Run) -> Below:
+        """As the list's resolver is told."""
+        return Below(partial(self.arguments, run), self.wanted)
+
+
 class Completion(NamedTuple):
-    """How a field's values are completed, and the fields of records that are looked at below it.
+    """How a field's values are completed, and what is looked at below it.
 
     Attributes:
+        wanted: the fields of records.
+        ahead: what may be read with a list.
         rows: completes values that were not made yet, from their rows; None where that takes more than the rows.
     """
 
     run: Complete
     wanted: Wanted
     rows: Rows | None = None
+    ahead: Ahead | None = None
 
 
 class Plan:
@@ -154,17 +173,19 @@ class Selection:
         make_joined: also fills in what was read with the rows; IndexError where it was not. None: nothing is.
         rows: see `Completion`.
         wanted: the fields of its record, or of the records below it, that are looked at.
+        ahead: see `Completion`.
     """
 
-    __slots__ = ("_rest", "make", "make_joined", "rows", "steps", "wanted")
+    __slots__ = ("_rest", "ahead", "make", "make_joined", "rows", "steps", "wanted")
 
-    def __init__(self, code: _Code, steps: list[Step], wanted: Wanted) -> None:
+    def __init__(self, code: _Code, steps: list[Step], wanted: Wanted, ahead: Ahead | None) -> None:
         self.make: Callable[[Values, Run], list[dict[str, Any]]] = code.compile()
         self.steps = steps
         self._rest = [step for step in steps if step.key not in code.joined]
         self.make_joined = code.compile(joined=True) if code.joined else None
         self.rows: Rows | None = code.compile(joined=True, rows=True) if code.of_rows and not self._rest else None
         self.wanted = wanted
+        self.ahead = ahead
 
     async def run(self, objects: Values, run: Run) -> list[dict[str, Any]]:
         """The dicts of many objects, whole."""
@@ -288,6 +309,7 @@ class Planner:
         steps: list[Step] = []
         needs: Needs | None = getattr(origin, "needs", None)
         wanted: set[str] | None = None if needs is None else set()
+        ahead: Ahead | None = None
         for key, details in fields.items():
             nodes = [detail.node for detail in details]
             name = nodes[0].name.value
@@ -305,12 +327,17 @@ class Planner:
                 # What cannot be written as it was read is not read so.
                 below = None if joined is not None and text is None else completion.wanted
                 code.later(key, text)
-                steps.append(self._step(key, definition, field, nodes, completion))
+                step = self._step(key, definition, field, nodes, completion)
+                steps.append(step)
+                if field.metadata.get(AHEAD):
+                    ahead = ahead or Ahead(self._arguments(definition, field, nodes[0]), completion.wanted)
+                elif needs is not None and _view(origin) is None:
+                    ahead = ahead or completion.ahead
             if wanted is not None and needs is not None:
                 needed = needs.get(field.python_name)
                 more = needed(below) if callable(needed) else needed
                 wanted = None if more is None else wanted | set(more)
-        return Selection(code, steps, None if wanted is None else frozenset(wanted))
+        return Selection(code, steps, None if wanted is None else frozenset(wanted), ahead)
 
     def _joined(self, code: _Code, kind: GraphQLOutputType, details: list[FieldDetails], joined: Joined) -> str | None:
         """The display of an object whose columns are behind those of another; None where that takes more."""
@@ -352,7 +379,7 @@ class Planner:
         info = resolver.info_parameter.name if resolver.info_parameter else None
         make = _call_each if not resolver.is_async else _await_each
         function = cast("Callable[..., Any]", resolver.wrapped_func)
-        called = make(function, bool(resolver.self_parameter), info, arguments, completion.wanted)
+        called = make(function, bool(resolver.self_parameter), info, arguments, completion)
         return Step(key, definition, nodes, called, complete, waits=resolver.is_async)
 
     def _arguments(self, definition: GraphQLField, field: StrawberryField, node: FieldNode) -> _Arguments:
@@ -372,21 +399,21 @@ class Planner:
 
     def _complete(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Completion:
         if isinstance(kind, GraphQLNonNull):
-            run, wanted, rows = self._complete_nullable(kind.of_type, details)
-            return Completion(_required(run), wanted, rows)
-        run, wanted, rows = self._complete_nullable(kind, details)
-        return Completion(_optional(run), wanted, rows)
+            completion = self._complete_nullable(kind.of_type, details)
+            return completion._replace(run=_required(completion.run))
+        completion = self._complete_nullable(kind, details)
+        return completion._replace(run=_optional(completion.run))
 
     def _complete_nullable(self, kind: GraphQLOutputType, details: list[FieldDetails]) -> Completion:
         """For values that are not None."""
         if isinstance(kind, GraphQLList):
-            run, wanted, rows = self._complete(kind.of_type, details)
-            return Completion(_lists(run, rows), wanted)
+            one = self._complete(kind.of_type, details)
+            return Completion(_lists(one.run, one.rows), one.wanted, ahead=one.ahead)
         if is_leaf_type(kind):
             return Completion(_leaves(_writer(kind)), None)
         if isinstance(kind, GraphQLObjectType):
             selection = self._subselection(kind, details)
-            return Completion(selection.run, selection.wanted, selection.rows)
+            return Completion(selection.run, selection.wanted, selection.rows, selection.ahead)
         if is_abstract_type(kind):
             selections = {}
             for possible in self._schema.get_possible_types(kind):
@@ -420,9 +447,6 @@ class _DirectiveVariables(Visitor):
     def enter_directive(self, node: Any, *_: Any) -> None:
         for name in _variables_of(node.arguments):
             self._names[name] = None
-
-
-_Arguments = Callable[[Run], dict[str, Any]]
 
 
 _UNCHANGING = (str, int, float, Enum)
@@ -462,6 +486,11 @@ def _named(kind: GraphQLOutputType) -> Any:
     return kind.of_type if isinstance(kind, GraphQLNonNull) else kind
 
 
+def _view(origin: type | None) -> type[RecordView] | None:
+    """The type where its objects are views of rows."""
+    return origin if origin is not None and issubclass(origin, RecordView) else None
+
+
 def _origin(kind: GraphQLObjectType) -> type | None:
     definition = kind.extensions.get("strawberry-definition")
     origin: type | None = None if definition is None else definition.origin
@@ -485,7 +514,7 @@ class _Code:
         self._items: dict[str, str] = {}
         self.joined: dict[str, str] = {}
         # A view's attributes are its record's.
-        self._view = origin if origin is not None and issubclass(origin, RecordView) else None
+        self._view = _view(origin)
         self._at = 0
         self.of_rows = self._view is not None
 
@@ -616,13 +645,18 @@ def _batch(load: Callable[..., Awaitable[Values]], arguments: _Arguments) -> Cal
     return resolve
 
 
+def _planned_info(run: Run, completion: Completion) -> PlannedInfo:
+    ahead = completion.ahead
+    return PlannedInfo(run.context, completion.wanted, None if ahead is None else ahead.of(run))
+
+
 def _call_each(
-    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments, wanted: Wanted
+    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments, completion: Completion
 ) -> Callable[[Values, Run], Awaitable[Values]]:
     async def resolve(objects: Values, run: Run) -> Values:
         given = arguments(run)
         if info is not None:
-            given[info] = PlannedInfo(run.context, wanted)
+            given[info] = _planned_info(run, completion)
         if not takes_self:
             return [resolver(**given) for _ in objects]
         if not given:
@@ -633,12 +667,12 @@ def _call_each(
 
 
 def _await_each(
-    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments, wanted: Wanted
+    resolver: Callable[..., Any], takes_self: bool, info: str | None, arguments: _Arguments, completion: Completion
 ) -> Callable[[Values, Run], Awaitable[Values]]:
     async def resolve(objects: Values, run: Run) -> Values:
         given = arguments(run)
         if info is not None:
-            given[info] = PlannedInfo(run.context, wanted)
+            given[info] = _planned_info(run, completion)
         calls = [resolver(one, **given) for one in objects] if takes_self else [resolver(**given) for _ in objects]
         if len(calls) == 1:
             return [await calls[0]]

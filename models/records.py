@@ -132,13 +132,14 @@ PROJECT_COLUMNS = ", ".join(ProjectRecord.columns)
 _ROLES = dict(MessageRole.__members__)
 _STATUSES = dict(MessageStatus.__members__)
 
-MESSAGE_COLUMNS_BUT_PARTS = (
-    "id, owner_id, thread_id, parent_id, depth, role, status, model, error_code, error_message, error_retry_after, "
-    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, tokens_estimated, duration_ms, attempt, "
-    "created_at, updated_at"
+# What is asked for most comes first: columns behind the last that is wanted are left out.
+MESSAGE_COLUMNS = (
+    "id, role, parts, created_at, status, depth, thread_id, parent_id, updated_at, model, owner_id, error_code, "
+    "error_message, error_retry_after, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, "
+    "tokens_estimated, duration_ms, attempt"
 )
-MESSAGE_COLUMNS = MESSAGE_COLUMNS_BUT_PARTS + ", parts"
-_MESSAGE_COLUMNS_BUT_PARTS = MESSAGE_COLUMNS_BUT_PARTS.split(", ")
+_MESSAGE_COLUMNS = MESSAGE_COLUMNS.split(", ")
+MESSAGE_COLUMNS_BUT_PARTS = ", ".join(name for name in _MESSAGE_COLUMNS if name != "parts")
 
 
 class MessageRecord(RowRecord):
@@ -146,13 +147,16 @@ class MessageRecord(RowRecord):
 
     __slots__ = ()
     id: UUID
-    owner_id: UUID
+    role_name: str
+    parts_json: str
+    created_at: datetime
+    status_name: str
+    depth: int
     thread_id: UUID
     parent_id: UUID | None
-    depth: int
-    role_name: str
-    status_name: str
+    updated_at: datetime
     model: str | None
+    owner_id: UUID
     error_code: str | None
     error_message: str | None
     error_retry_after: int | None
@@ -163,9 +167,6 @@ class MessageRecord(RowRecord):
     tokens_estimated: bool
     duration_ms: int | None
     attempt: int
-    created_at: datetime
-    updated_at: datetime
-    parts_json: str
 
     @property
     def role(self) -> MessageRole:
@@ -215,36 +216,39 @@ class MessageRecord(RowRecord):
     @classmethod
     def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> Self:
         """From a row with columns of the table's names; `parts_json` where the row was selected without its parts."""
-        columns = [row[name] for name in _MESSAGE_COLUMNS_BUT_PARTS]
-        return cls.of([*columns, row["parts"] if parts_json is None else parts_json])
+        columns = [parts_json if name == "parts" and parts_json is not None else row[name] for name in _MESSAGE_COLUMNS]
+        return cls.of(columns)
 
 
-def _wanted_columns(alias: str, fields: Sequence[str], columns: str, wanted: frozenset[str] | None) -> str:
+def _wanted_columns(alias: str, fields: Sequence[str], columns: str, wanted: frozenset[str] | None) -> list[str]:
     """The columns `alias.…` of a row; half of a page's time was to decode those that nobody wants.
 
     Args:
         wanted: the fields of the row that will be looked at; None: all.
     """
-    return ", ".join(
+    return [
         f"{alias}.{column}" if wanted is None or name in wanted else "NULL"
         for name, column in zip(fields, columns.split(", "), strict=True)
-    )
+    ]
 
 
 @lru_cache(maxsize=256)
-def message_columns(wanted: frozenset[str] | None) -> str:
-    """The columns `m.…` of a message, those that nobody wants as NULL."""
-    return _wanted_columns("m", MessageRecord.columns, MESSAGE_COLUMNS, wanted)
+def message_columns(wanted: frozenset[str] | None) -> tuple[str, ...]:
+    """The columns `m.…` of a message up to the last that is wanted, others before it as NULL."""
+    columns = _wanted_columns("m", MessageRecord.columns, MESSAGE_COLUMNS, wanted)
+    while len(columns) > 1 and columns[-1] == "NULL":
+        columns.pop()
+    return tuple(columns)
 
 
 def thread_columns(wanted: frozenset[str] | None) -> str:
-    """The columns `t.…` of a thread, those that nobody wants as NULL."""
-    return _wanted_columns("t", ThreadRecord.columns, THREAD_COLUMNS, wanted)
+    """The columns `t.…` of a thread, those that nobody wants as NULL: what follows them has its place."""
+    return ", ".join(_wanted_columns("t", ThreadRecord.columns, THREAD_COLUMNS, wanted))
 
 
 def project_columns(wanted: frozenset[str]) -> str:
     """The columns `p.…` of a project, those that nobody wants as NULL."""
-    return _wanted_columns("p", ProjectRecord.columns, PROJECT_COLUMNS, wanted)
+    return ", ".join(_wanted_columns("p", ProjectRecord.columns, PROJECT_COLUMNS, wanted))
 
 
 @dataclass(frozen=True, slots=True)

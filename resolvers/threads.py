@@ -6,7 +6,6 @@ from typing import Annotated
 
 import strawberry
 
-from graph.batching import wanted_below
 from graph.context import Info
 from graph.scalars import INPUT, key_of
 from graph.types.connection import After, Before, First, Last
@@ -28,6 +27,7 @@ from graph.types.thread import (
     Thread,
     ThreadConnection,
     ThreadFilter,
+    thread_page,
 )
 from models.ids import IdKind
 from services import threads
@@ -54,11 +54,9 @@ class ThreadQuery:
         before: Before = None,
         filter: Filter = None,  # noqa: A002 - the argument's name in the API
     ) -> ThreadConnection:
-        viewer = info.context.viewer
         request = page_request(ThreadPosition.parse, first, after, last, before)
         listed = threads.ALL_LISTED if filter is None else _listed(filter)
-        page = await info.context.services.threads.page(viewer, request, listed, wanted_below(info))
-        return ThreadConnection(page=page)
+        return ThreadConnection(page=await thread_page(info, request, listed))
 
     @strawberry.field(description="One thread; null where the viewer has none of this id.")
     async def thread(self, info: Info, id: ThreadId) -> Thread | None:  # noqa: A002 - the argument's name in the API

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_SIBLINGS = 100
 
-_M_COLUMNS = message_columns(None)
+_M_COLUMNS = ", ".join(message_columns(None))
 _FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 _LIVE = f"""
 SELECT {MESSAGE_COLUMNS} FROM messages WHERE thread_id = ANY($1::uuid[]) AND owner_id = $2 AND status = 'STREAMING'
@@ -36,22 +36,44 @@ SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (thread_id) CROSS JOIN LAT
 """  # noqa: S608
 
 
-# Most threads are short, and PostgreSQL expects no other: told of the thread alone, it would read a whole long one and
-# sort it. Rows are therefore asked for as an index has them, and a thread by its key and nothing else.
-@lru_cache(maxsize=256)
-def _path_query(order: str, wanted: frozenset[str] | None) -> str:
+def path_rows(order: str, first: int) -> str:
+    """The query of a page of the active path of the thread `t`.
+
+    Most threads are short, and PostgreSQL expects no other: told of the thread alone, it would read a whole long one
+    and sort it. Rows are therefore asked for as an index has them.
+
+    Args:
+        first: the number of the first of its three parameters, which are those of `path_arguments`.
+    """
     return f"""
-    SELECT {message_columns(wanted)}, wanted.place
-    FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (thread_id, place)
-    CROSS JOIN LATERAL (SELECT id FROM threads WHERE id = wanted.thread_id AND owner_id = $2 LIMIT 1) t
-    CROSS JOIN LATERAL (
-        SELECT * FROM messages WHERE active AND (thread_id, depth) > (t.id, $3) AND (thread_id, depth) < (t.id, $4)
-        ORDER BY thread_id {order}, depth {order} LIMIT $5
-    ) m
+    SELECT * FROM messages
+    WHERE active AND (thread_id, depth) > (t.id, ${first}) AND (thread_id, depth) < (t.id, ${first + 1})
+    ORDER BY thread_id {order}, depth {order} LIMIT ${first + 2}
     """  # noqa: S608
 
 
+def path_arguments(request: PageRequest[PathPosition], wanted: frozenset[str] | None) -> tuple[int, int, int]:
+    """The parameters of `path_rows`."""
+    return (
+        request.after.depth if request.after else -1,
+        request.before.depth if request.before else _MAX_DEPTH,
+        request.rows(wanted),
+    )
+
+
 _MAX_DEPTH = 2**31 - 1
+
+
+@lru_cache(maxsize=256)
+def _path_query(order: str, wanted: frozenset[str] | None) -> str:
+    # A thread is asked for by its key and nothing else, or all of its owner's might be read for a few.
+    return f"""
+    SELECT {", ".join(message_columns(wanted))}, wanted.place
+    FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (thread_id, place)
+    CROSS JOIN LATERAL (SELECT id FROM threads WHERE id = wanted.thread_id AND owner_id = $2 LIMIT 1) t
+    CROSS JOIN LATERAL ({path_rows(order, 3)}) m
+    """  # noqa: S608
+
 
 # Climbs from a message to the nearest ancestor (itself included) on the active path.
 _CLIMB = """
@@ -107,16 +129,14 @@ class Messages:
         """One page of the active path of each thread, in one query.
 
         Args:
-            wanted: the fields of the records that will be looked at, the others are None; None: all.
+            wanted: the fields of the records that will be looked at, and `WHETHER_MORE`; None: all.
         """
         async with self._database.acquire() as connection:
             rows = await connection.fetch(
                 _path_query("DESC" if request.backwards else "ASC", wanted),
                 thread_ids,
                 viewer.id,
-                request.after.depth if request.after else -1,
-                request.before.depth if request.before else _MAX_DEPTH,
-                request.limit + 1,
+                *path_arguments(request, wanted),
                 record_class=MessageRecord.fetched,
             )
         by_place: list[list[MessageRecord]] = [[] for _ in thread_ids]

@@ -22,6 +22,8 @@ from services.errors import BadUserInputError, CursorInvalidError
 DEFAULT_PAGE = 25
 MAX_PAGE = 100
 MAX_NODES = 100
+WHETHER_MORE = "whether more"
+"""Among the fields of records that are wanted of a page: whether there is a row more, for which one more is read."""
 
 Record = TypeVar("Record")
 Position = TypeVar("Position")
@@ -36,10 +38,17 @@ class PageRequest(Generic[Position]):
     before: Position | None
     backwards: bool
 
+    def rows(self, wanted: frozenset[str] | None) -> int:
+        """How many rows to fetch, where these fields of records are wanted; None: all."""
+        return self.limit + 1 if wanted is None or WHETHER_MORE in wanted else self.limit
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Record]):
-    """Rows in the order of the list, whichever way they were fetched."""
+    """Rows in the order of the list, whichever way they were fetched.
+
+    Whether there are more is known where that was wanted.
+    """
 
     records: list[Record]
     has_next: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -10,10 +10,18 @@ from typing import Any
 from uuid import UUID
 
 from models.database import Database
-from models.records import THREAD_COLUMNS, ThreadRecord, project_columns, thread_columns
+from models.records import (
+    THREAD_COLUMNS,
+    MessageRecord,
+    ThreadRecord,
+    message_columns,
+    project_columns,
+    thread_columns,
+)
 from services.errors import BadUserInputError, NotFoundError
 from services.input import checked_expiry, checked_line, checked_text, escaped_like
-from services.paging import Page, PageRequest, ThreadPosition
+from services.messages import path_arguments, path_rows
+from services.paging import Page, PageRequest, PathPosition, ThreadPosition
 from services.viewer import Viewer
 
 MAX_TITLE_BYTES = 800
@@ -26,15 +34,25 @@ _MOVE = f"UPDATE threads SET project_id = $2 WHERE id = $1 RETURNING {THREAD_COL
 _PROJECT = "SELECT id FROM projects WHERE id = $1 AND owner_id = $2"
 
 
-def _rows_query(scope: str, order: str, conditions: tuple[str, ...], columns: str = THREAD_COLUMNS) -> str:
-    # Row comparisons and one direction for all keys: an index serves filter and order both ways. Conditions that were
-    # not asked for are left out: with `$12 IS NULL OR …` PostgreSQL plans every page anew, half of a page's time.
-    more = "".join(f" AND {condition} ${number}" for number, condition in enumerate(conditions, _FIRST_CONDITION))
+def _rows_query(
+    key: tuple[str, str], order: str, conditions: tuple[str, ...], columns: str = THREAD_COLUMNS, more: str = ""
+) -> str:
+    """The threads of one owner or project that lie between two places of the list.
+
+    Whole keys of the index are compared, and rows asked for in its order: what lies between two keys of one owner is
+    that owner's. Told of the owner apart, PostgreSQL expects as few threads as most users have, and takes all of one
+    who has many, to sort them for a page. Conditions that were not asked for are left out: with `$12 IS NULL OR …` it
+    plans every page anew, half of a page's time.
+
+    Args:
+        key: the first column of the index, and what it is.
+    """
+    of = f"{key[0]}, archived, temporary, pinned, updated_at, id"
+    more += "".join(f" AND {condition} ${number}" for number, condition in enumerate(conditions, _FIRST_CONDITION))
     return f"""
     SELECT {columns} FROM threads t
-    WHERE {scope} AND archived = $2 AND temporary = $3
-    AND (pinned, updated_at, id) < ($4, $5, $6) AND (pinned, updated_at, id) > ($7, $8, $9){more}
-    ORDER BY pinned {order}, updated_at {order}, id {order} LIMIT $10
+    WHERE ({of}) < ({key[1]}, $2, $3, $4, $5, $6) AND ({of}) > ({key[1]}, $2, $3, $7, $8, $9){more}
+    ORDER BY {of.replace(",", f" {order},")} {order} LIMIT $10
     """  # noqa: S608
 
 
@@ -42,12 +60,36 @@ def _rows_query(scope: str, order: str, conditions: tuple[str, ...], columns: st
 def _list_query(order: str, conditions: tuple[str, ...], wanted: frozenset[str] | None) -> str:
     """Behind the columns of a thread, those of its project where any are wanted."""
     if not (of_project := _of_project(wanted)):
-        return _rows_query("owner_id = $1", order, conditions, thread_columns(wanted))
+        return _rows_query(_OF_OWNER, order, conditions, thread_columns(wanted))
     return f"""
     SELECT {thread_columns(wanted)}, {project_columns(of_project | {"id"})}
-    FROM ({_rows_query("owner_id = $1", order, conditions, "*")}) t
+    FROM ({_rows_query(_OF_OWNER, order, conditions, "*")}) t
     LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1
     ORDER BY t.pinned {order}, t.updated_at {order}, t.id {order}
+    """  # noqa: S608 - only column names are put in
+
+
+@lru_cache(maxsize=256)
+def _paths_query(
+    order: str,
+    conditions: tuple[str, ...],
+    wanted: frozenset[str] | None,
+    along: str,
+    of_messages: frozenset[str] | None,
+) -> str:
+    """What `_list_query` reads, behind the columns of each message of a page of the threads' active paths.
+
+    Args:
+        along: the order of the messages of a thread.
+    """
+    of_project = _of_project(wanted)
+    more = f", {project_columns(of_project | {'id'})}" if of_project else ""
+    return f"""
+    SELECT {", ".join(message_columns(of_messages))}, {thread_columns(wanted)}{more}
+    FROM ({_rows_query(_OF_OWNER, order, conditions, "*")}) t
+    {"LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1" if more else ""}
+    LEFT JOIN LATERAL ({path_rows(along, _FIRST_CONDITION + len(conditions))}) m ON true
+    ORDER BY t.pinned {order}, t.updated_at {order}, t.id {order}, m.depth {along}
     """  # noqa: S608 - only column names are put in
 
 
@@ -59,13 +101,13 @@ def _of_project(wanted: frozenset[str] | None) -> frozenset[str]:
 @lru_cache(maxsize=64)
 def _project_query(order: str, conditions: tuple[str, ...]) -> str:
     """The projects' ids are behind the values of the conditions."""
+    rows = _rows_query(("project_id", "wanted.id"), order, conditions, more=" AND owner_id = $1")
     return f"""
-    SELECT t.* FROM unnest(${_FIRST_CONDITION + len(conditions)}::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
-        {_rows_query("project_id = wanted.id AND owner_id = $1", order, conditions)}
-    ) t
+    SELECT t.* FROM unnest(${_FIRST_CONDITION + len(conditions)}::uuid[]) AS wanted (id) CROSS JOIN LATERAL ({rows}) t
     """  # noqa: S608
 
 
+_OF_OWNER = ("owner_id", "$1")
 _FIRST_CONDITION = 11
 # Ends of the list that no row reaches.
 _TOP = ThreadPosition(True, datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
@@ -112,7 +154,8 @@ class Threads:
 
         Args:
             wanted: the fields of the records that will be looked at, and, as `project.name`, those of their projects'
-                records, which are read with them then; the others may be None. None: all of the threads.
+                records, which are read with them then, and `WHETHER_MORE`; the others may be None. None: all of the
+                threads.
 
         Raises:
             BadUserInputError: the title to look for cannot be one.
@@ -126,12 +169,53 @@ class Threads:
                 return Page.of(request, [])
             return (await self.pages_of_projects(viewer, [listed.project_id], request, listed))[0]
         conditions = _conditions(listed)
-        query = _list_query("ASC" if request.backwards else "DESC", tuple(conditions), wanted)
+        query = _list_query(_order(request), tuple(conditions), wanted)
+        arguments = _arguments(viewer, request, listed, request.rows(wanted), conditions)
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(
-                query, *_arguments(viewer, request, listed), *conditions.values(), record_class=ThreadRecord.fetched
-            )
+            rows = await connection.fetch(query, *arguments, record_class=ThreadRecord.fetched)
         return Page.of(request, rows)
+
+    async def page_with_messages(
+        self,
+        viewer: Viewer,
+        request: PageRequest[ThreadPosition],
+        listed: ThreadFilter,
+        wanted: frozenset[str] | None,
+        path: PageRequest[PathPosition],
+        wanted_of_messages: frozenset[str] | None,
+    ) -> tuple[Page[ThreadRecord], dict[UUID, Page[MessageRecord]]]:
+        """One page of the list, and of each of its threads one page of the active path, in one query.
+
+        Args:
+            listed: names no project.
+            wanted: as that of `page`; the id is among them.
+            wanted_of_messages: as that of `Messages.pages`.
+
+        Raises:
+            BadUserInputError: the title to look for cannot be one.
+        """
+        conditions = _conditions(listed)
+        of_messages = None if wanted_of_messages is None else wanted_of_messages | {"id"}
+        width = len(message_columns(of_messages))
+        along = "DESC" if path.backwards else "ASC"
+        query = _paths_query(_order(request), tuple(conditions), wanted, along, of_messages)
+        arguments = (
+            *_arguments(viewer, request, listed, request.rows(wanted), conditions),
+            *path_arguments(path, wanted_of_messages),
+        )
+        async with self._database.acquire() as connection:
+            rows = await connection.fetch(query, *arguments, record_class=MessageRecord.fetched)
+        threads: list[ThreadRecord] = []
+        messages: dict[UUID, list[MessageRecord]] = {}
+        last: UUID | None = None
+        for row in rows:
+            if row[width] != last:
+                last = row[width]
+                threads.append(ThreadRecord.of(row[width:]))
+                found = messages[threads[-1].id] = []
+            if row[0] is not None:
+                found.append(row)
+        return Page.of(request, threads), {key: Page.of(path, found) for key, found in messages.items()}
 
     async def pages_of_projects(
         self,
@@ -142,8 +226,8 @@ class Threads:
     ) -> list[Page[ThreadRecord]]:
         """One page of each project's threads, in one query."""
         conditions = _conditions(listed)
-        query = _project_query("ASC" if request.backwards else "DESC", tuple(conditions))
-        arguments = *_arguments(viewer, request, listed), *conditions.values(), project_ids
+        query = _project_query(_order(request), tuple(conditions))
+        arguments = *_arguments(viewer, request, listed, request.limit + 1, conditions), project_ids
         async with self._database.acquire() as connection:
             rows = await connection.fetch(query, *arguments, record_class=ThreadRecord.fetched)
         by_project: dict[UUID | None, list[ThreadRecord]] = {project_id: [] for project_id in project_ids}
@@ -251,15 +335,26 @@ class Threads:
         return ThreadRecord.from_row(row)
 
 
-def _arguments(viewer: Viewer, request: PageRequest[ThreadPosition], listed: ThreadFilter) -> tuple[Any, ...]:
+def _arguments(
+    viewer: Viewer,
+    request: PageRequest[ThreadPosition],
+    listed: ThreadFilter,
+    rows: int,
+    conditions: Mapping[str, Any],
+) -> tuple[Any, ...]:
     above, below = request.after or _TOP, request.before or _BOTTOM
     return (
         viewer.id,
         *(listed.archived, listed.temporary),
         *(above.pinned, above.updated_at, above.id),
         *(below.pinned, below.updated_at, below.id),
-        request.limit + 1,
+        rows,
+        *conditions.values(),
     )
+
+
+def _order(request: PageRequest[ThreadPosition]) -> str:
+    return "ASC" if request.backwards else "DESC"
 
 
 def _conditions(listed: ThreadFilter) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from models import parts as stored_parts
 from models.ids import IdKind
 from models.records import MessageFailure, MessageRecord, MessageTokens, ThreadRecord
 from services.errors import NotFoundError
-from services.paging import Page, PathPosition
+from services.paging import WHETHER_MORE, Page, PathPosition
 
 if TYPE_CHECKING:
     from graph.types.share import Share
@@ -358,7 +358,7 @@ class MessageEdge:
 class MessageConnection:
     """A connection of messages."""
 
-    needs: ClassVar[Needs] = {"page_info": ("depth",), "edges": selected_below, "nodes": selected_below}
+    needs: ClassVar[Needs] = {"page_info": ("depth", WHETHER_MORE), "edges": selected_below, "nodes": selected_below}
     page: strawberry.Private[Page[MessageRecord]]
     thread: strawberry.Private[ThreadRecord]
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 from uuid import UUID
 
 import strawberry
+from graphql import GraphQLError
 
-from graph.batching import Joined, Wanted, batched_field, unique
-from graph.context import Context
+from graph.batching import Joined, Wanted, batched_field, field_below, unique, wanted_below
+from graph.context import Context, Info
 from graph.scalars import Cursor
 from graph.types.connection import After, Before, First, Last, PageInfo, page_info
 from graph.types.message import Message, MessageConnection
@@ -20,7 +21,9 @@ from graph.types.share import Share
 from graph.types.usage import TokenTotals
 from models.ids import IdKind
 from models.records import ThreadRecord
-from services.paging import Page, PathPosition, ThreadPosition, page_request
+from services.errors import CallerError
+from services.paging import WHETHER_MORE, Page, PageRequest, PathPosition, ThreadPosition, page_request
+from services.threads import ThreadFilter as ThreadsListed
 
 
 async def _projects(threads: list[Thread], context: Context) -> list[Project | None]:
@@ -48,9 +51,34 @@ async def _messages(
     wanted: Wanted = None,
 ) -> list[MessageConnection]:
     request = page_request(PathPosition.parse, first, after, last, before)
-    ids = unique([thread.record.id for thread in threads])
-    pages = dict(zip(ids, await context.services.messages.pages(context.viewer, ids, request, wanted), strict=True))
+    pages = context.messages_read.get((request, wanted), {})
+    ids = unique([thread.record.id for thread in threads if thread.record.id not in pages])
+    if ids:
+        read = await context.services.messages.pages(context.viewer, ids, request, wanted)
+        pages = pages | dict(zip(ids, read, strict=True))
     return [MessageConnection(page=pages[thread.record.id], thread=thread.record) for thread in threads]
+
+
+async def thread_page(info: Info, request: PageRequest[ThreadPosition], listed: ThreadsListed) -> Page[ThreadRecord]:
+    """A page of the viewer's threads, and of their messages where they are selected and one query can read both.
+
+    Raises:
+        CallerError: as `services.threads.Threads.page`.
+    """
+    context, wanted, below = info.context, wanted_below(info), field_below(info)
+    threads = context.services.threads
+    if below is not None and listed.project_id is None:
+        try:
+            path = page_request(PathPosition.parse, **below.arguments())
+        except (CallerError, GraphQLError):
+            path = None  # It is said where it is asked for.
+        if path is not None:
+            page, messages = await threads.page_with_messages(
+                context.viewer, request, listed, wanted, path, below.wanted
+            )
+            context.messages_read.setdefault((path, below.wanted), {}).update(messages)
+            return page
+    return await threads.page(context.viewer, request, listed, wanted)
 
 
 def _of_messages(below: Wanted) -> Wanted:
@@ -107,7 +135,7 @@ class Thread(RecordView, Node):
         joined=Joined(Project, len(ThreadRecord.columns)),
     )
     messages: MessageConnection = batched_field(
-        _messages, description="The active path through the tree of messages, oldest first."
+        _messages, description="The active path through the tree of messages, oldest first.", ahead=True
     )
     live_message: Message | None = batched_field(
         _live_messages, description="The answer being written now, on whichever branch; null where none is."
@@ -142,7 +170,7 @@ class ThreadEdge:
 class ThreadConnection:
     """A connection of threads."""
 
-    needs: ClassVar[Needs] = {"page_info": _PLACE, "edges": selected_below, "nodes": selected_below}
+    needs: ClassVar[Needs] = {"page_info": (*_PLACE, WHETHER_MORE), "edges": selected_below, "nodes": selected_below}
     page: strawberry.Private[Page[ThreadRecord]]
 
     @strawberry.field(description="The threads with their places.")

@@ -20,6 +20,7 @@ from graph.schema import Schema
 from models.records import ThreadRecord
 from server.graphql_http import result_payload
 from server.runtime import Server
+from services.messages import Messages
 from services.viewer import Viewer
 from tests.client import Client, connect
 from tests.operations import Operation, mutations, operations
@@ -208,6 +209,47 @@ async def test_a_project_is_the_same_whether_or_not_it_was_read_with_its_thread(
     assert root == "thread" or b'"project":null' in expected, "and one that has none"
     assert await world.as_served(asked) == expected
     assert executed == [True]
+
+
+@pytest.mark.parametrize(
+    ("document", "queries"),
+    [
+        ("threads { nodes { title messages(last: 2) { nodes { id text role } } } }", 0),
+        ("threads { edges { node { messages { pageInfo { hasNextPage hasPreviousPage startCursor } } } } }", 0),
+        ("threads(first: 2) { pageInfo { hasNextPage } nodes { messages(first: 1) { edges { cursor } } } }", 0),
+        ("threads(last: 2) { nodes { project { name } messages(first: 1) { nodes { thread { title } } } } }", 0),
+        ("threads(filter: {pinned: false}) { nodes { messages(last: 1) { nodes { siblings { text } } } } }", 0),
+        ('threads(filter: {title: "no such"}) { nodes { messages(last: 1) { nodes { id } } } }', 0),
+        ("threads { nodes { messages(last: 1) { nodes { id } } all: messages { nodes { text } } } }", 1),
+        ("threads { nodes { messages(last: 1) { nodes { id } } project { threads { nodes { id } } } } }", 0),
+        ("threads { nodes { project { threads { nodes { messages { nodes { id } } } } } } }", 1),
+        (
+            "a: threads(first: 1) { nodes { messages { nodes { id } } } } "
+            "b: threads { nodes { messages { nodes { text } } } }",
+            0,
+        ),
+        ("threads { nodes { messages(first: 0) { nodes { id } } } }", None),
+        ('threads { nodes { messages(after: "nonsense") { nodes { id } } } }', None),
+        ('threads(after: "nonsense") { nodes { messages { nodes { id } } } }', None),
+    ],
+)
+async def test_messages_are_the_same_whether_or_not_they_were_read_with_the_list_of_their_threads(
+    world: World, executed: list[bool], monkeypatch: pytest.MonkeyPatch, document: str, queries: int | None
+) -> None:
+    asked = Operation(f"{{ {document} }}", {})
+    expected = await world.by_graphql_core(asked)
+    pages, calls = Messages.pages, list[object]()
+
+    def counted(self: Messages, *given: Any) -> Any:
+        calls.append(given)
+        return pages(self, *given)
+
+    monkeypatch.setattr(Messages, "pages", counted)
+    assert await world.as_served(asked) == expected
+    if queries is None:
+        assert b'"errors"' in expected
+    else:
+        assert (executed, len(calls)) == ([True], queries)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))

@@ -380,19 +380,16 @@ async def test_the_list_is_not_planned_anew_for_every_page(
     await add_threads(server, client, [(n % 7 == 0, n) for n in range(500)])
     bounds = [value for place in (_TOP, _BOTTOM) for value in (place.pinned, place.updated_at, place.id)]
     arguments = (parse_id(IdKind.USER, client.id), False, False, *bounds, 51)
-    connection = await asyncpg.connect(server.database.url)
-    try:
-        await connection.execute("ANALYZE threads")
+    query = _list_query("DESC", (), wanted)
+    async with server.database.acquire() as connection:
         for _ in range(10):
-            await connection.fetch(_list_query("DESC", (), wanted), *arguments)
-        plans = await connection.fetchrow(
-            "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1",
-            _list_query("DESC", (), wanted),
+            await connection.fetch(query, *arguments)
+        # It may have been prepared for others with another class of records.
+        generic, custom = await connection.fetchrow(
+            "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements WHERE statement = $1", query
         )
-    finally:
-        await connection.close()
-    assert plans is not None
-    assert tuple(plans) == (5, 5), "PostgreSQL tries five plans before it keeps one"
+    assert generic >= 10
+    assert custom == 0
 
 
 async def test_deleting_twice_or_at_once_is_not_found_once_gone(client: Client) -> None:

@@ -179,6 +179,20 @@ async def test_a_page_is_read_by_its_index_and_no_further(filled: Filled, name: 
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("order", ["DESC", "ASC"])
+async def test_threads_and_a_page_of_the_messages_of_each_are_read_no_further(
+    filled: Filled, order: str, mode: str
+) -> None:
+    of_messages = frozenset({"id", "parts_json"})
+    query = threads._paths_query(order, (), frozenset({"id", "title", "project.name"}), order, of_messages)
+    arguments = (filled.owner_id, False, False, *filled.bounds, LIMIT, -1, 2**31 - 1, LIMIT)
+    count, nodes = await explained(filled.url, mode, query, arguments)
+    assert count >= LIMIT
+    assert "threads_listed" in {node.get("Index Name") for node in nodes}
+    assert too_much(nodes, LIMIT * LIMIT + PAGE) == []
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 async def test_the_end_of_a_long_thread_is_found_without_the_rest(filled: Filled, mode: str) -> None:
     count, nodes = await explained(filled.url, mode, turns._LEAF, filled.thread_ids[:1])
     assert count == 1

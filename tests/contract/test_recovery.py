@@ -208,7 +208,7 @@ async def test_an_answer_whose_lease_ran_out_is_ended_with_what_was_saved_of_it(
     assert record.duration_ms is not None
     assert record.duration_ms >= 3_600_000
     kept = await stored(database, answer)
-    columns = MessageRecord.columns[:-1]
+    columns = [name for name in MessageRecord.columns if name != "parts_json"]
     assert [getattr(kept, name) for name in columns] == [getattr(record, name) for name in columns]
     rows = await rows_of(database, answer)
     assert kept.parts == parts
