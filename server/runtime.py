@@ -304,7 +304,7 @@ class Server:
             try:
                 return await token_log.sealed(LogName(message_id, attempt))
             except LOST as error:
-                raise LogUnavailableError(reason(error)) from error
+                raise LogUnavailableError(f"its log is out of reach: {reason(error)}") from error
 
         return hub, channel, sealed
 

@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from models.ids import IdKind, parse_id
+from models.ids import IdKind, new_id, parse_id
 from providers.base import TextDelta, TokenUsage
 from server.runtime import Server
-from streams.ending import end_answer
+from streams.ending import StreamHold, end_answer
+from streams.recovery import AnswerWaitsError
 from streams.token_log import Growth, TokenLog
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
@@ -444,6 +445,19 @@ async def test_changes_and_usage_are_told_at_the_other_server(nodes: Nodes) -> N
         turn = await nodes.here.send("hello")
         await nodes.here.finish(turn["assistantMessage"]["id"])
         assert await changes.next() is not None
+
+
+async def test_a_server_that_shuts_down_begins_nothing_anew(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = nodes.servers[0]
+    async with driven(nodes.there, question()) as (message_id, words):
+        # What its own server writes, as it would look to one that believes that one dead.
+        hold = StreamHold(parse_id(IdKind.MESSAGE, message_id), new_id(), new_id(), 2, "driven")
+        monkeypatch.setattr(server.generations, "draining", True)
+        with pytest.raises(AnswerWaitsError):
+            await server.turns.restart(hold)
+        await words.put(TextDelta("whole"))
+        await words.put(None)
+        assert (await nodes.there.finish(message_id))["text"] == "whole"
 
 
 async def test_r39_a_server_that_lacks_connections_keeps_what_it_writes(
