@@ -70,8 +70,9 @@ class Draft(StreamBuffer):
 
     def end(self, message: MessageRecord) -> None:
         """The end is stored: readers may have everything."""
-        super().end(message)
+        # First: what is behind it closes their buffer without an end.
         end_buffer(self.buffer, message)
+        super().end(message)
 
     def close(self) -> None:
         """Nothing more comes from here."""

@@ -318,6 +318,26 @@ async def test_readers_everywhere_see_what_is_written_somewhere(any_kind: Valkey
         assert await message_at_the_end(followed) == ended
 
 
+async def test_readers_at_the_writer_are_given_the_end_and_what_they_lack_without_the_database(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer:
+        draft = writer.hub.open(message_id, owner_id)
+        own = writer.hub.get(message_id)
+        assert own is not None
+        database.begin(message_id, owner_id)
+        draft.append_text("TEXT", "shown")
+        await until_length(own, 5)
+        draft.append_text("TEXT", " and not in the log")
+        ended = database.end(message_id, draft.parts())
+        monkeypatch.setattr(database, "find", None)
+        writer.hub.remove(message_id)
+        draft.end(ended)
+        assert own.ended is not None
+        assert (own.ended.message, own.parts()) == (ended, draft.parts())
+
+
 async def test_nothing_is_shown_that_the_log_does_not_have(valkey: ValkeyServer) -> None:
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with Node(valkey, database) as writer:
