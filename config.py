@@ -303,7 +303,10 @@ class Settings:
         secret=True,
     )
     database_pool_size: int = _setting(
-        "DATABASE_POOL_SIZE", _integer(2, 500), 10, "Most connections this process opens to PostgreSQL."
+        "DATABASE_POOL_SIZE",
+        _integer(2, 500),
+        10,
+        "Most connections to PostgreSQL that this process shares among its requests; it has three more for itself.",
     )
     database_timeout_seconds: float = _setting(
         "DATABASE_TIMEOUT_SECONDS", _seconds(0.1, 600), 10.0, "Longest wait for a connection, and for one statement."

@@ -192,6 +192,7 @@ class ServerCollector(Collector):
         sweeper = self._of.sweeper
         yield _counters("swept", "What was deleted because its time had come.", ["kind"], _by_one(sweeper.done))
         yield _counter("sweep_failures", "Sweeps that failed; they are tried again.", sweeper.failed)
+        yield _gauge("event_loop_tasks", "Tasks of the event loop that are not done.", len(asyncio.all_tasks()))
         late = "How late the event loop came to what was due."
         yield _histogram("event_loop_lag_seconds", late, [], [((), self._heart.lateness)])
 

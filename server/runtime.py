@@ -180,7 +180,7 @@ class Server:
         self.database = await self._open_database()
         self.hub, self.channel, sealed = await self._open_channel()
         self.leases = LeaseKeeper(
-            self.database,
+            await self._open_lease_database(),
             holder=new_id(),
             lease_seconds=settings.lease_seconds,
             checkpoint_seconds=settings.checkpoint_seconds,
@@ -304,7 +304,7 @@ class Server:
             try:
                 return await token_log.sealed(LogName(message_id, attempt))
             except LOST as error:
-                raise LogUnavailableError(reason(error)) from error
+                raise LogUnavailableError(f"its log is out of reach: {reason(error)}") from error
 
         return hub, channel, sealed
 
@@ -336,6 +336,21 @@ class Server:
             raise SettingsError(f"DATABASE_URL: {_NOT_ALONE}")
         watching = asyncio.create_task(self._watch_database(database), name="database watch")
         stack.push_async_callback(_end, watching)
+        return database
+
+    async def _open_lease_database(self) -> Database:
+        """Connections for the leases alone: the answers of a server whose pool is used up are not a dead one's.
+
+        One that hangs is given up while there is time for another to renew what others believe.
+        """
+        settings = self.settings
+        database = Database(
+            self.database.url,
+            pool_size=2,
+            timeout_seconds=min(settings.database_timeout_seconds, settings.lease_seconds),
+        )
+        await database.connect()
+        self._stack.push_async_callback(database.close)
         return database
 
     async def _watch_database(self, database: Database) -> None:

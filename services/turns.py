@@ -55,6 +55,7 @@ from streams.buffer import StreamBuffer
 from streams.ending import StreamHold
 from streams.hub import Hub
 from streams.leases import LeaseKeeper
+from streams.recovery import AnswerWaitsError
 
 log = logging.getLogger(__name__)
 
@@ -570,14 +571,14 @@ class Turns:
         looked up anew.
 
         Returns:
-            False where it cannot be begun here (any more): this server is shutting down, no key leads to the model, or
-            the hold was lost.
+            False where it cannot be begun (any more): no key leads to the model, or the hold was lost.
 
         Raises:
+            AnswerWaitsError: this server is shutting down.
             DatabaseUnavailableError: try again with another hold.
         """
         if self._generations.draining:
-            return False
+            raise AnswerWaitsError("this server is shutting down")
         return await self._own(self._restart(hold))
 
     async def _restart(self, hold: StreamHold) -> bool:

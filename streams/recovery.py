@@ -49,8 +49,12 @@ SELECT message_id, lease_expires_at FROM streams WHERE lease_expires_at < now() 
 _CHECKPOINTS = "SELECT parts FROM stream_checkpoints WHERE stream_id = $1 ORDER BY from_offset"
 
 
-class LogUnavailableError(Exception):
-    """The log of an answer is out of reach for now; the text says why."""
+class AnswerWaitsError(Exception):
+    """The answer of a lost server is left live, for another server or a later try; the text says why."""
+
+
+class LogUnavailableError(AnswerWaitsError):
+    """The log of an answer is out of reach for now."""
 
 
 class Reaper:
@@ -65,7 +69,8 @@ class Reaper:
         used: told the user after each end that is stored; must not fail.
         sealed: what the shared token log has of an attempt at an answer that was taken over, after which its writer can
             append no more; raises LogUnavailableError. None where streams are not shared.
-        restart: begins an answer anew of which nothing had come; whether it did.
+        restart: begins an answer anew of which nothing had come; whether it did. Raises AnswerWaitsError where another
+            server can.
     """
 
     def __init__(
@@ -140,8 +145,8 @@ class Reaper:
                 except Exception as error:
                     # One answer that cannot be ended must not keep all others live; its lease brings it back.
                     place = {"message_id": str(hold.message_id)}
-                    if isinstance(error, LogUnavailableError):
-                        log.warning("the end of a lost server's answer waits for its log: %s", error, extra=place)
+                    if isinstance(error, AnswerWaitsError):
+                        log.warning("a lost server's answer waits: %s", error, extra=place)
                     else:
                         log.exception("an answer could not be ended", extra=place)
                     self.failed += 1

@@ -70,8 +70,9 @@ class Draft(StreamBuffer):
 
     def end(self, message: MessageRecord) -> None:
         """The end is stored: readers may have everything."""
-        super().end(message)
+        # First: what is behind it closes their buffer without an end.
         end_buffer(self.buffer, message)
+        super().end(message)
 
     def close(self) -> None:
         """Nothing more comes from here."""
@@ -181,6 +182,10 @@ class SharedHub(Hub):
         except LOST as error:
             log.warning("the token log is out of reach: %s; readers wait", reason(error))
             self._to_follow.set()
+        except BaseException:
+            # Whoever was to fill it has left. Others who came meanwhile begin anew.
+            followed.close()
+            raise
         finally:
             followed.readers -= 1
         return followed
@@ -298,17 +303,15 @@ class SharedHub(Hub):
     async def _follow(self) -> None:
         pause = Pause()
         while True:
-            offsets = {
-                buffer.name: buffer.length
-                for buffer in list(self._followed.values())
-                if not buffer.closed and not buffer.sealed
+            buffers = {
+                buffer.name: buffer for buffer in self._followed.values() if not buffer.closed and not buffer.sealed
             }
-            if not offsets:
+            if not buffers:
                 self._to_follow.clear()
                 await self._to_follow.wait()
                 continue
             try:
-                found = await self._log.wait(offsets)
+                found = await self._log.wait({name: buffer.length for name, buffer in buffers.items()})
             except LOST as error:
                 self.failed_reads += 1
                 if pause.is_news(why := reason(error)):
@@ -323,11 +326,12 @@ class SharedHub(Hub):
             if pause.reset():
                 log.info("the token log is back")
             for name, entries in found.items():
-                self._take(self._followed.get(name.message_id), entries)
+                # Into the buffer that was asked for: another may have come in its place, which begins elsewhere.
+                self._take(buffers[name], entries)
 
-    def _take(self, buffer: Followed | None, entries: Sequence[Entry]) -> None:
+    def _take(self, buffer: Followed, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if buffer is None or buffer.closed:
+            if buffer.closed:
                 return
             if entry.event is None:
                 buffer.sealed = True
@@ -373,7 +377,8 @@ class SharedHub(Hub):
     def _forget_unread(self) -> None:
         unread = {message_id for message_id, buffer in self._followed.items() if not buffer.readers}
         for message_id in unread & self._unread:
-            del self._followed[message_id]
+            # Closed: a reader that has it in hand and is not counted yet looks for another, and does not wait for ever.
+            self._followed.pop(message_id).close()
         self._unread = unread & self._followed.keys()
 
     async def _finish(self, ids: Sequence[UUID]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
-from models.ids import IdKind, parse_id
+from models.ids import IdKind, new_id, parse_id
 from providers.base import TextDelta, TokenUsage
 from server.runtime import Server
-from streams.ending import end_answer
+from streams.ending import StreamHold, end_answer
+from streams.recovery import AnswerWaitsError
 from streams.token_log import Growth, TokenLog
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
@@ -47,15 +48,15 @@ async def cluster(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -
 
 @asynccontextmanager
 async def two_servers(
-    valkey: Valkey, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+    valkey: Valkey, postgres_url: str, tmp_path_factory: pytest.TempPathFactory, **changes: object
 ) -> AsyncIterator[list[Server]]:
-    """Two servers that share a new database and a Valkey."""
+    """Two servers that share a new database and a Valkey; `changes`: of their settings."""
     database_url = await make_database(postgres_url)
     servers: list[Server] = []
     try:
         for name in ("one", "two"):
             folder: Path = tmp_path_factory.mktemp(name)
-            settings = test_settings(database_url, folder, broadcast_url=valkey.url)
+            settings = test_settings(database_url, folder, broadcast_url=valkey.url, **changes)
             servers.append(Server(settings, providers=SCRIPTS.models()))
             await servers[-1].start()
         yield servers
@@ -444,6 +445,54 @@ async def test_changes_and_usage_are_told_at_the_other_server(nodes: Nodes) -> N
         turn = await nodes.here.send("hello")
         await nodes.here.finish(turn["assistantMessage"]["id"])
         assert await changes.next() is not None
+
+
+async def test_a_server_that_shuts_down_begins_nothing_anew(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = nodes.servers[0]
+    async with driven(nodes.there, question()) as (message_id, words):
+        # What its own server writes, as it would look to one that believes that one dead.
+        hold = StreamHold(parse_id(IdKind.MESSAGE, message_id), new_id(), new_id(), 2, "driven")
+        monkeypatch.setattr(server.generations, "draining", True)
+        with pytest.raises(AnswerWaitsError):
+            await server.turns.restart(hold)
+        await words.put(TextDelta("whole"))
+        await words.put(None)
+        assert (await nodes.there.finish(message_id))["text"] == "whole"
+
+
+async def test_r39_a_server_that_lacks_connections_keeps_what_it_writes(
+    cluster: Cluster, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pool = {"database_pool_size": 2, "lease_seconds": 1.0}
+    async with (
+        two_servers(cluster[0], postgres_url, tmp_path_factory, **pool) as servers,
+        at_both(servers) as (here, there),
+        driven(here, question()) as (message_id, words),
+    ):
+        await words.put(TextDelta("one "))
+        async with there.reading(message_id) as reading, AsyncExitStack() as taken:
+            events = reading.events()
+            assert text_of([await anext(events)]) == "one "
+            for _ in range(2):
+                await taken.enter_async_context(servers[0].database.acquire())
+            for _ in range(3):
+                await renewed(servers[1], message_id)
+            await words.put(TextDelta("two"))
+            assert text_of([await anext(events)]) == "two"
+            await words.put(None)
+            await taken.aclose()
+            end = await anext(events)
+        assert end["message"]["status"] == "COMPLETE"
+
+
+async def renewed(server: Server, message_id: str) -> None:
+    """The lease of an answer is another than it was."""
+    find, key = "SELECT lease_expires_at FROM streams WHERE message_id = $1", parse_id(IdKind.MESSAGE, message_id)
+    async with asyncio.timeout(20), server.database.acquire() as connection:
+        before = await connection.fetchval(find, key)
+        while before is not None and await connection.fetchval(find, key) == before:
+            await asyncio.sleep(0.05)
+        assert before is not None
 
 
 async def test_a_server_for_itself_alone_does_not_start_beside_them(

@@ -27,7 +27,7 @@ from models.text import clean_json, storable_json
 from streams.buffer import StreamBuffer, replay
 from streams.ending import AnswerEnd, StreamHold, end_answer
 from streams.leases import LeaseKeeper
-from streams.recovery import SERVER_LOST, LogUnavailableError, Reaper, Restart, Sealed
+from streams.recovery import SERVER_LOST, AnswerWaitsError, LogUnavailableError, Reaper, Restart, Sealed
 from tests.conftest import make_database
 
 DEADLINE_SECONDS = 30.0
@@ -480,7 +480,7 @@ async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without
     async def sealed(message_id: UUID, attempt: int) -> list[Part]:
         nonlocal tries
         tries += 1
-        raise LogUnavailableError("the connection was lost")
+        raise LogUnavailableError("its log is out of reach: the connection was lost")
 
     answer = await leave(database, [TextPart("saved")])
     for _ in range(3):
@@ -490,7 +490,8 @@ async def test_an_answer_whose_log_is_out_of_reach_waits_for_it_and_ends_without
             break
     assert tries == 3
     assert [(record.id, record.text, record.failure) for record in ended] == [(answer.id, "saved", SERVER_LOST)]
-    waits = [record for record in caplog.records if "waits for its log: the connection was lost" in record.getMessage()]
+    why = "waits: its log is out of reach: the connection was lost"
+    waits = [record for record in caplog.records if why in record.getMessage()]
     assert len(waits) == 2
     assert not [record for record in caplog.records if record.exc_info], "what heals by itself is no defect"
 
@@ -537,6 +538,19 @@ async def test_an_answer_is_begun_three_times_at_most(database: Database) -> Non
     assert [hold.attempt for hold in restarts.holds] == [1, 2]
     assert [[record.failure for record in ended] for ended in tries] == [[], [], [SERVER_LOST]]
     assert tries[-1][0].id == answer.id
+
+
+async def test_what_this_server_leaves_to_others_is_begun_anew_by_another(database: Database) -> None:
+    async def later(hold: StreamHold) -> bool:
+        raise AnswerWaitsError("this server is shutting down")
+
+    restarts = Restarts(database)
+    answer = await leave(database, asked=1)
+    assert await reaper(database, lease=0, restart=later).reap() == []
+    assert [row["status"] for row in (await rows_of(database, answer))["messages"]] == ["STREAMING"]
+    assert await reaper(database, restart=restarts.restart).reap() == []
+    assert [hold.message_id for hold in restarts.holds] == [answer.id]
+    await reaper(database).reap(all_others=True)
 
 
 @pytest.mark.parametrize(

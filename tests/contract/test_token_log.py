@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from models.records import MESSAGE_COLUMNS, MessageRecord, MessageRole, MessageS
 from streams.buffer import ContentEvent, Delta, PartAdded, StreamBuffer, parts_of
 from streams.ending import Written
 from streams.shared_hub import SharedHub
-from streams.token_log import BLOCK_SECONDS, LAST_ID, Growth, LogName, TokenLog
+from streams.token_log import BLOCK_SECONDS, LAST_ID, Entry, Growth, LogName, TokenLog
 from tests.valkey import KINDS, SentinelGroup, Valkey, ValkeyServer, unbounded
 
 DEADLINE_SECONDS = 20.0
@@ -318,6 +318,26 @@ async def test_readers_everywhere_see_what_is_written_somewhere(any_kind: Valkey
         assert await message_at_the_end(followed) == ended
 
 
+async def test_readers_at_the_writer_are_given_the_end_and_what_they_lack_without_the_database(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer:
+        draft = writer.hub.open(message_id, owner_id)
+        own = writer.hub.get(message_id)
+        assert own is not None
+        database.begin(message_id, owner_id)
+        draft.append_text("TEXT", "shown")
+        await until_length(own, 5)
+        draft.append_text("TEXT", " and not in the log")
+        ended = database.end(message_id, draft.parts())
+        monkeypatch.setattr(database, "find", None)
+        writer.hub.remove(message_id)
+        draft.end(ended)
+        assert own.ended is not None
+        assert (own.ended.message, own.parts()) == (ended, draft.parts())
+
+
 async def test_nothing_is_shown_that_the_log_does_not_have(valkey: ValkeyServer) -> None:
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with Node(valkey, database) as writer:
@@ -577,6 +597,87 @@ async def test_a_buffer_lives_as_long_as_its_readers(valkey: ValkeyServer) -> No
             while reader.hub.get(message_id) is not None:
                 await asyncio.sleep(0.05)
         assert reader.hub.followed == 0
+        assert followed.closed  # who has it in hand, and did not say so yet, looks for another
+
+
+async def test_who_leaves_while_a_log_is_read_leaves_nobody_waiting(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer, Node(valkey, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        draft.append_text("TEXT", "shown")
+        reading = asyncio.Event()
+
+        async def read(name: LogName, offset: int) -> list[Entry]:
+            reading.set()
+            await asyncio.Event().wait()
+            return []
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reader.log, "read", read)
+            first = asyncio.create_task(reader.hub.follow(message_id))
+            await reading.wait()
+            second = await follow(reader, message_id)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert await message_at_the_end(second) is None
+        third = await follow(reader, message_id)
+        draft.append_text("TEXT", " and more")
+        await until_length(third, draft.length)
+
+
+async def test_what_was_asked_for_a_buffer_that_was_given_up_is_not_put_into_the_next(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, message_id, owner_id = Database(), new_id(), new_id()
+    async with Node(valkey, database) as writer, Node(valkey, database) as reader:
+        draft = writer.hub.open(message_id, owner_id)
+        database.begin(message_id, owner_id)
+        waiting, arrived, deliver = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        deliver.set()
+        read_, wait_ = reader.log.read, reader.log.wait
+
+        async def wait(offsets: Mapping[LogName, int]) -> dict[LogName, list[Entry]]:
+            waiting.set()
+            found = await wait_(offsets)
+            if found:
+                arrived.set()
+                await deliver.wait()
+            return found
+
+        monkeypatch.setattr(reader.log, "wait", wait)
+        first = await follow(reader, message_id)
+        draft.append_text("TEXT", "first")
+        await until_length(first, draft.length)
+        arrived.clear()
+        deliver.clear()
+        draft.append_text("TEXT", ", second")
+        reading, read_on = asyncio.Event(), asyncio.Event()
+
+        async def read(name: LogName, offset: int) -> list[Entry]:
+            entries = await read_(name, offset)
+            reading.set()
+            await read_on.wait()
+            return entries
+
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await arrived.wait()
+            first.readers -= 1
+            while reader.hub.followed:
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr(reader.log, "read", read)
+            following = asyncio.create_task(follow(reader, message_id))
+            await reading.wait()
+            waiting.clear()
+            deliver.set()
+            await waiting.wait()
+            read_on.set()
+            second = await following
+        await until_length(second, draft.length)
+        draft.append_text("TEXT", ", third")
+        await until_length(second, draft.length)
 
 
 PIECE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)

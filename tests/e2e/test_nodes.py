@@ -135,6 +135,25 @@ async def test_a_frozen_server_that_wakes_can_neither_append_nor_finish(nodes: l
         assert await there.message(message_id) == ended
 
 
+async def test_what_a_server_cannot_finish_before_it_ends_it_tells_its_readers_first(
+    nodes: list[ServerProcess],
+) -> None:
+    async with AsyncExitStack() as stack:
+        (here,) = await at(stack, nodes[:1])
+        message_id = (await here.send("go", model="steady"))["assistantMessage"]["id"]
+        async with here.reading(message_id) as reading:
+            events = [await anext(reading.events())]
+            nodes[0].process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                while "Stopping" not in nodes[0].output:
+                    await asyncio.sleep(0.01)
+            nodes[0].process.send_signal(signal.SIGTERM)
+            events += [event async for event in reading.events()]
+        message = events[-1]["message"]
+        assert (message["status"], message["error"]["code"]) == ("INTERRUPTED", "SERVER_SHUTDOWN")
+        assert text_of(events) == message["text"]
+
+
 async def test_a_drained_server_sends_its_readers_to_the_other(nodes: list[ServerProcess]) -> None:
     async with AsyncExitStack() as stack:
         here, there = await at(stack, nodes)

@@ -14,11 +14,14 @@ from tests.client import Client
 from tests.faults.users import Asked, User, Violation
 from tests.faults.vendor import Answered
 from tests.faults.world import World
+from tests.valkey import unbounded
 
 _END_SECONDS = 60.0
 _AGREE_SECONDS = 20.0
 # Of a server at rest: pools of connections to PostgreSQL and Valkey, a few to the vendor, files.
 _MOST_DESCRIPTORS = 60
+# Those that go on for as long as the server does, and the one that tells.
+_MOST_TASKS = 30
 _LIVE = "{ threads(first: 100) { nodes { id liveMessage { id } } } }"
 _ADRIFT = """
 SELECT (SELECT count(*) FROM streams), (SELECT count(*) FROM stream_checkpoints),
@@ -29,6 +32,7 @@ _BROKEN_PATHS = """
 SELECT count(*) FROM messages child LEFT JOIN messages parent ON parent.id = child.parent_id
 WHERE child.active AND child.parent_id IS NOT NULL AND (parent.active IS NOT TRUE OR parent.depth + 1 <> child.depth)
 """
+_MESSAGES = "SELECT id, role, attempt FROM messages WHERE owner_id = $1"
 _EVENTS = """
 SELECT message_id, prompt_tokens, completion_tokens, estimated FROM usage_events WHERE owner_id = $1 AND kind = 'ANSWER'
 """
@@ -51,6 +55,8 @@ async def check(world: World, users: list[User]) -> dict[str, int]:
         await user.end()
     await _check_rows(world)
     await _check_nodes(world)
+    if kept := await unbounded(world.valkey):
+        raise Violation(f"keys that stay in Valkey: {kept}")
     return dict(seen)
 
 
@@ -94,6 +100,7 @@ async def _check_user(world: World, user: User, seen: Counter[str]) -> None:
         raise Violation(f"threads that stay live: {live}")
     if {thread["id"] for thread in data["threads"]["nodes"]} != set(user.threads) - user.deleted:
         raise Violation(f"threads of {user.name} are {data} instead of {set(user.threads) - user.deleted}")
+    await _check_messages(world, user, living)
     await _check_usage(world, user, messages)
     await _check_feed(user, messages)
 
@@ -131,6 +138,25 @@ def _check_answer(world: World, asked: Asked, message: dict[str, Any]) -> None:
 def _source(requests: list[Answered], text: str) -> Answered | None:
     """The request that a text is the answer to."""
     return next((answered for answered in requests if text.startswith(answered.head)), None)
+
+
+async def _check_messages(world: World, user: User, living: list[Asked]) -> None:
+    """There is what was asked and nothing else, and the vendor was asked no more often than an answer was begun."""
+    connection = await asyncpg.connect(world.database_url)
+    try:
+        rows = await connection.fetch(_MESSAGES, parse_id(IdKind.USER, user.id))
+    finally:
+        await connection.close()
+    known = {parse_id(IdKind.MESSAGE, key) for asked in living for key in (asked.question_id, asked.answer_id)}
+    if (there := {row["id"] for row in rows}) != known:
+        raise Violation(f"messages of {user.name} that nobody asked for: {there - known}; missing: {known - there}")
+    attempts = {row["id"]: row["attempt"] for row in rows}
+    begun: Counter[str] = Counter()
+    for asked in living:
+        begun[asked.tag] += attempts[parse_id(IdKind.MESSAGE, asked.answer_id)]
+    for tag, times in begun.items():
+        if len(requests := world.vendor.to(tag)) > times:
+            raise Violation(f"{tag} was begun {times} times, and the vendor was asked {len(requests)} times")
 
 
 async def _check_usage(world: World, user: User, messages: dict[str, dict[str, Any]]) -> None:
@@ -215,4 +241,7 @@ async def _check_nodes(world: World) -> None:
 def _rest(numbers: dict[str, float]) -> dict[str, float]:
     """What is 0 at a server that is at rest."""
     names = ("streams_live", "stream_readers", "sockets_open", "token_log_followed", "token_log_unlogged_characters")
-    return {name: numbers[f"threadgraph_{name}"] for name in names}
+    left = {name: numbers[f"threadgraph_{name}"] for name in names}
+    left["tasks"] = max(0, numbers["threadgraph_event_loop_tasks"] - _MOST_TASKS)
+    connections = [numbers[f"threadgraph_database_connections_{name}"] for name in ("open", "idle")]
+    return left | {"connections in use": connections[0] - connections[1]}

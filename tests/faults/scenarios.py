@@ -19,6 +19,9 @@ _FAST_SECONDS = 5.0
 
 async def history(world: World, seed: int) -> dict[str, int]:
     """A random history, from its first moment to its check. What was seen."""
+    # What the history before had lost excuses nothing in this one.
+    world.writers_lost.clear()
+    world.data_lost.clear()
     planned = History.of(seed)
     users = planned.users(world)
     async with AsyncExitStack() as stack:
