@@ -42,9 +42,11 @@ WHERE t.project_id = $1 AND t.owner_id = $2
 
 @cache
 def _list_query(order: str, *, named: bool) -> str:
+    # Not ILIKE: see `IN_TITLE` in services/threads.py.
+    name = " AND search_lower(name) LIKE search_lower($6)" if named else ""
     return f"""
     SELECT {PROJECT_COLUMNS} FROM projects
-    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4{" AND name ILIKE $6" if named else ""}
+    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4{name}
     ORDER BY id {order} LIMIT $5
     """  # noqa: S608
 

@@ -368,6 +368,18 @@ async def test_filters_of_threads(client: Client) -> None:
         assert (refused.value.code, refused.value.extensions["field"]) == ("BAD_USER_INPUT", "projectId")
 
 
+@pytest.mark.parametrize(
+    ("name", "part"), [("Übersicht", "üBER"), ("ПРИВЕТ", "привет"), ("Ελλάδα", "ΛΛΆΔ"), ("I ❤ ΟΔΌΣ 50%", "οδόσ 50%")]
+)
+async def test_filters_know_the_cases_of_every_script(client: Client, name: str, part: str) -> None:
+    await create(client, name=name)
+    assert await project_names(client, name=part) == [name]
+    one = await thread(client)
+    rename = "mutation($id: ID!, $to: String!) { renameThread(input: {threadId: $id, title: $to}) { thread { id } } }"
+    await client.run(rename, {"id": one, "to": name})
+    assert await listed(client, title=part) == [one]
+
+
 async def test_a_thread_that_exists_takes_no_project_and_cannot_become_temporary(client: Client) -> None:
     project = (await create(client))["id"]
     mine = await thread(client)
