@@ -27,7 +27,7 @@ from models.records import SharedThreadRecord
 from server.runtime import Server
 from services.errors import NotFoundError
 from services.paging import SharedPosition, page_request
-from tests.api.test_attachments import png
+from tests.api.test_attachments import DELETE, DELETE_THREAD, png
 from tests.api.test_forks import changes, counted, ended, fork, long_thread, said
 from tests.api.test_model_prompts import SEES, asked, pdf, sent, told
 from tests.client import SELECT, Client, GraphQLErrors
@@ -38,7 +38,6 @@ SHARE = f"mutation($input: ShareThreadInput!) {{ shareThread(input: $input) {{ s
 REVOKE = "mutation($id: ID!) { revokeShare(input: {shareId: $id}) { revokedShareId thread { id shares { id } } } }"
 SHARES = f"query($id: ID!) {{ thread(id: $id) {{ shares {{ {SHARE_FIELDS} }} }} }}"
 FORK_SHARED = "mutation($token: String!) { forkSharedThread(input: {token: $token}) { thread { id title } } }"
-DELETE_THREAD = "mutation($id: ID!) { deleteThread(input: {threadId: $id}) { deletedThreadId } }"
 FILE_FACTS = """
 query($id: ID!) {
   thread(id: $id) {
@@ -251,6 +250,21 @@ async def test_files_are_in_a_snapshot_where_that_was_chosen_and_never_by_their_
             assert await response.read() == expected
     plain = await fork_shared(other, without["token"]) if await read(nobody, without["token"]) else None
     assert plain is None, "the links of a deleted thread are gone with it"
+
+
+async def test_a_file_that_is_deleted_stays_in_the_links_that_show_it_and_is_in_no_later_one(
+    client: Client, nobody: Client
+) -> None:
+    given = await client.upload(b"Some words.", "w.txt")
+    turn = await ended(client, await client.send("Read this", attachmentIds=[given["id"]]))
+    before = await share(client, turn["thread"]["id"], includeAttachments=True)
+    await client.run(DELETE, {"id": given["id"]})
+    (shown,) = await files_of(nobody, before["token"])
+    assert await content(nobody, shown["path"]) == b"Some words."
+    after = await share(client, turn["thread"]["id"], includeAttachments=True)
+    assert await files_of(nobody, after["token"]) == []
+    await client.run(REVOKE, {"id": before["id"]})
+    assert await content(nobody, shown["path"]) == 404
 
 
 async def test_instructions_to_the_model_are_not_shared(
