@@ -257,6 +257,29 @@ async def test_deleting_a_project_moves_its_threads_out(client: Client) -> None:
     assert (await client.run("query($id: ID!) { project(id: $id) { id } }", {"id": project}))["project"] is None
 
 
+async def test_the_end_of_a_project_is_told_once_and_so_is_each_thread_that_it_moves_out(
+    client: Client, server: Server
+) -> None:
+    project = (await create(client))["id"]
+    threads = [await thread(client, projectId=project) for _ in range(3)]
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        before = await connection.fetchval("SELECT max(id) FROM changes")
+        await delete(client, project)
+        told = await connection.fetch(
+            "SELECT kind, object_id FROM changes WHERE id > $1 AND owner_id = $2",
+            *(before, parse_id(IdKind.USER, client.id)),
+        )
+    finally:
+        await connection.close()
+    assert sorted(told) == sorted(
+        [
+            ("PROJECT_DELETED", parse_id(IdKind.PROJECT, project)),
+            *(("THREAD", parse_id(IdKind.THREAD, one)) for one in threads),
+        ]
+    )
+
+
 async def test_deleting_a_project_with_its_threads_ends_what_is_live_and_leaves_nothing(
     server: Server, client: Client
 ) -> None:
