@@ -78,7 +78,10 @@ class AttachmentMutation:
         record = await info.context.services.attachments.complete(viewer, attachment_id)
         return CompleteUploadPayload(attachment=Attachment.of(record))
 
-    @strawberry.mutation(description="Delete a file. Messages that it was sent with remember its name.")
+    @strawberry.mutation(
+        description="Delete a file. Messages that it was sent with remember its name. Links that show it are snapshots "
+        "with a file of their own: revoke them as well."
+    )
     async def delete_attachment(
         self,
         info: Info,

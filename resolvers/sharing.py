@@ -56,8 +56,8 @@ class SharingMutation:
         return RevokeSharePayload(revoked_share_id=input.share_id, thread=Thread.of(record))
 
     @strawberry.mutation(
-        description="Copy a shared thread into a thread of the viewer's own, with new ids and without its files, and "
-        "go on with it."
+        description="Copy a shared thread into a thread of the viewer's own, with new ids and the files that the link "
+        "shows, and go on with it."
     )
     async def fork_shared_thread(
         self,

@@ -34,6 +34,7 @@ INSERT INTO projects (id, owner_id, name, description, color, icon, prompt, defa
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {PROJECT_COLUMNS}
 """  # noqa: S608
 _THREADS_LEFT = "SELECT id FROM threads WHERE project_id = $1 AND owner_id = $2 ORDER BY id LIMIT $3 FOR UPDATE"
+_LOCK_THREADS = "SELECT FROM threads WHERE project_id = $1 AND owner_id = $2 ORDER BY id FOR UPDATE"
 _LIVE_THREADS = """
 SELECT t.id FROM threads t JOIN messages m ON m.thread_id = t.id AND m.status = 'STREAMING'
 WHERE t.project_id = $1 AND t.owner_id = $2
@@ -42,9 +43,11 @@ WHERE t.project_id = $1 AND t.owner_id = $2
 
 @cache
 def _list_query(order: str, *, named: bool) -> str:
+    # Not ILIKE: see `IN_TITLE` in services/threads.py.
+    name = " AND search_lower(name) LIKE search_lower($6)" if named else ""
     return f"""
     SELECT {PROJECT_COLUMNS} FROM projects
-    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4{" AND name ILIKE $6" if named else ""}
+    WHERE owner_id = $1 AND id < $2 AND id > $3 AND archived = $4{name}
     ORDER BY id {order} LIMIT $5
     """  # noqa: S608
 
@@ -171,9 +174,12 @@ class Projects:
                 await self._end_live(thread_id)
         async with self._database.transaction() as connection:
             # Threads before their project, as every move locks them.
-            while ids := await self._threads_left(connection, viewer, project_id):
-                change = "DELETE FROM threads" if delete_threads else "UPDATE threads SET project_id = NULL"
-                await connection.execute(f"{change} WHERE id = ANY($1::uuid[])", ids)
+            if delete_threads:
+                while ids := await self._threads_left(connection, viewer, project_id):
+                    await connection.execute("DELETE FROM threads WHERE id = ANY($1::uuid[])", ids)
+            else:
+                # The foreign key moves them out, when the project is gone: before, each would write its count anew.
+                await connection.execute(_LOCK_THREADS, project_id, viewer.id)
             deleted = await connection.fetchval(
                 "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id", project_id, viewer.id
             )

@@ -135,7 +135,8 @@ _LENGTH = f"""
 SELECT {_COUNT} AS messages, (SELECT count(*) FROM share_attachments WHERE share_id = s.id) AS files
 FROM shares s WHERE {_OPEN}
 """  # noqa: S608
-# One statement, one snapshot, as `_FORK` in services/forks.py. Files become the forker's by a reference to their bytes.
+# One statement, one snapshot, as `_FORK` in services/forks.py. Files become the forker's by a reference to their bytes;
+# what was counted in those is known of any file that has them, and models are sent no PDF without it.
 _FORK = f"""
 WITH share AS (
     SELECT s.id, s.title FROM shares s WHERE {_OPEN}
@@ -155,9 +156,12 @@ WITH share AS (
         ), m.model, m.created_at, m.created_at
     FROM thread CROSS JOIN share JOIN share_messages m ON m.share_id = share.id ORDER BY m.position
 ), files AS (
-    INSERT INTO attachments (id, owner_id, blob_id, state, name, content_type, size, width, height)
-    SELECT ($5::uuid[])[f.position + 1], $2, f.blob_id, 'LINKED', f.name, f.content_type, f.size, f.width, f.height
-    FROM share JOIN share_attachments f ON f.share_id = share.id
+    INSERT INTO attachments (id, owner_id, blob_id, state, name, content_type, size, tokens, pages, width, height)
+    SELECT ($5::uuid[])[f.position + 1], $2, f.blob_id, 'LINKED', f.name, f.content_type, f.size, counted.tokens,
+        counted.pages, f.width, f.height
+    FROM share JOIN share_attachments f ON f.share_id = share.id CROSS JOIN LATERAL (
+        SELECT max(tokens) AS tokens, max(pages) AS pages FROM attachments WHERE blob_id = f.blob_id
+    ) counted
 ), links AS (
     INSERT INTO attachment_links (attachment_id, message_id)
     SELECT ($5::uuid[])[(part ->> 'position')::int + 1], ($4::uuid[])[m.position + 1]

@@ -257,6 +257,29 @@ async def test_deleting_a_project_moves_its_threads_out(client: Client) -> None:
     assert (await client.run("query($id: ID!) { project(id: $id) { id } }", {"id": project}))["project"] is None
 
 
+async def test_the_end_of_a_project_is_told_once_and_so_is_each_thread_that_it_moves_out(
+    client: Client, server: Server
+) -> None:
+    project = (await create(client))["id"]
+    threads = [await thread(client, projectId=project) for _ in range(3)]
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        before = await connection.fetchval("SELECT max(id) FROM changes")
+        await delete(client, project)
+        told = await connection.fetch(
+            "SELECT kind, object_id FROM changes WHERE id > $1 AND owner_id = $2",
+            *(before, parse_id(IdKind.USER, client.id)),
+        )
+    finally:
+        await connection.close()
+    assert sorted(told) == sorted(
+        [
+            ("PROJECT_DELETED", parse_id(IdKind.PROJECT, project)),
+            *(("THREAD", parse_id(IdKind.THREAD, one)) for one in threads),
+        ]
+    )
+
+
 async def test_deleting_a_project_with_its_threads_ends_what_is_live_and_leaves_nothing(
     server: Server, client: Client
 ) -> None:
@@ -366,6 +389,18 @@ async def test_filters_of_threads(client: Client) -> None:
         with pytest.raises(GraphQLErrors) as refused:
             await listed(client, **filters)
         assert (refused.value.code, refused.value.extensions["field"]) == ("BAD_USER_INPUT", "projectId")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("Übersicht", "üBER"), ("ПРИВЕТ", "привет"), ("Ελλάδα", "ΛΛΆΔ"), ("I ❤ ΟΔΌΣ 50%", "οδόσ 50%")]
+)
+async def test_filters_know_the_cases_of_every_script(client: Client, name: str, part: str) -> None:
+    await create(client, name=name)
+    assert await project_names(client, name=part) == [name]
+    one = await thread(client)
+    rename = "mutation($id: ID!, $to: String!) { renameThread(input: {threadId: $id, title: $to}) { thread { id } } }"
+    await client.run(rename, {"id": one, "to": name})
+    assert await listed(client, title=part) == [one]
 
 
 async def test_a_thread_that_exists_takes_no_project_and_cannot_become_temporary(client: Client) -> None:

@@ -27,7 +27,9 @@ from models.records import SharedThreadRecord
 from server.runtime import Server
 from services.errors import NotFoundError
 from services.paging import SharedPosition, page_request
+from tests.api.test_attachments import DELETE, DELETE_THREAD, png
 from tests.api.test_forks import changes, counted, ended, fork, long_thread, said
+from tests.api.test_model_prompts import SEES, asked, pdf, sent, told
 from tests.client import SELECT, Client, GraphQLErrors
 
 SCHEMA = build_schema()._schema
@@ -36,6 +38,13 @@ SHARE = f"mutation($input: ShareThreadInput!) {{ shareThread(input: $input) {{ s
 REVOKE = "mutation($id: ID!) { revokeShare(input: {shareId: $id}) { revokedShareId thread { id shares { id } } } }"
 SHARES = f"query($id: ID!) {{ thread(id: $id) {{ shares {{ {SHARE_FIELDS} }} }} }}"
 FORK_SHARED = "mutation($token: String!) { forkSharedThread(input: {token: $token}) { thread { id title } } }"
+FILE_FACTS = """
+query($id: ID!) {
+  thread(id: $id) {
+    messages { nodes { parts { ... on FilePart { attachment { name size tokens pages width height } } } } }
+  }
+}
+"""
 PARTS = """
   __typename
   ... on TextPart { text } ... on ReasoningPart { text } ... on ToolPart { callId name arguments result }
@@ -228,8 +237,7 @@ async def test_files_are_in_a_snapshot_where_that_was_chosen_and_never_by_their_
     forked = await fork_shared(other, given["token"])
     await client.run(REVOKE, {"id": given["id"]})
     assert [await content(nobody, file["path"]) for file in shown] == [404, 404]
-    delete = "mutation($id: ID!) { deleteThread(input: {threadId: $id}) { deletedThreadId } }"
-    await client.run(delete, {"id": turn["thread"]["id"]})
+    await client.run(DELETE_THREAD, {"id": turn["thread"]["id"]})
     mine = """
     query($id: ID!) { thread(id: $id) { messages { nodes { parts { ... on FilePart { attachment { id url } } } } } } }
     """
@@ -242,6 +250,21 @@ async def test_files_are_in_a_snapshot_where_that_was_chosen_and_never_by_their_
             assert await response.read() == expected
     plain = await fork_shared(other, without["token"]) if await read(nobody, without["token"]) else None
     assert plain is None, "the links of a deleted thread are gone with it"
+
+
+async def test_a_file_that_is_deleted_stays_in_the_links_that_show_it_and_is_in_no_later_one(
+    client: Client, nobody: Client
+) -> None:
+    given = await client.upload(b"Some words.", "w.txt")
+    turn = await ended(client, await client.send("Read this", attachmentIds=[given["id"]]))
+    before = await share(client, turn["thread"]["id"], includeAttachments=True)
+    await client.run(DELETE, {"id": given["id"]})
+    (shown,) = await files_of(nobody, before["token"])
+    assert await content(nobody, shown["path"]) == b"Some words."
+    after = await share(client, turn["thread"]["id"], includeAttachments=True)
+    assert await files_of(nobody, after["token"]) == []
+    await client.run(REVOKE, {"id": before["id"]})
+    assert await content(nobody, shown["path"]) == 404
 
 
 async def test_instructions_to_the_model_are_not_shared(
@@ -667,6 +690,29 @@ async def test_a_link_can_be_gone_on_with_in_a_thread_of_ones_own(
         "Hello world",
     ]
     assert await client.path(thread) == source
+
+
+async def test_models_are_sent_the_files_of_a_fork_as_those_of_its_source(
+    server: Server, client: Client, other: Client
+) -> None:
+    given = [
+        await client.upload(content, name)
+        for name, content in (("p.png", png(2, 2)), ("d.pdf", pdf(3)), ("w.txt", b"Some words."))
+    ]
+    turn = await asked(client, attachmentIds=[one["id"] for one in given])
+    question = (await told(server, turn, SEES)).messages[0]
+    link = await share(client, turn["thread"]["id"], includeAttachments=True)
+    forked = await fork_shared(other, link["token"])
+    # And those of a fork of the fork, when the first files are gone.
+    again = await share(other, forked["id"], includeAttachments=True)
+    await client.run(DELETE_THREAD, {"id": turn["thread"]["id"]})
+    for thread in (forked, await fork_shared(other, again["token"])):
+        following = await asked(other, threadId=thread["id"])
+        assert sent(await told(server, following, SEES)) == ["p.png", "d.pdf"]
+        assert (await told(server, following, SEES)).messages[0] == question
+        parts = (await other.run(FILE_FACTS, {"id": thread["id"]}))["thread"]["messages"]["nodes"][0]["parts"]
+        facts = [part["attachment"] for part in parts if part]
+        assert facts == [{key: one[key] for key in facts[0]} for one in given]
 
 
 async def test_nothing_in_the_rows_of_a_fork_leads_to_the_sharer(

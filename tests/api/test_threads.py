@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from models.ids import IdKind, new_id, outside_id, parse_id
 from server.runtime import Server
-from services.threads import _BOTTOM, _TOP, _list_query
+from services.threads import _BOTTOM, _TOP, IN_TITLE, _list_query
 from tests.api.test_forks import long_thread
 from tests.client import Client, GraphQLErrors, connect
 from tests.query_plans import nodes_of
@@ -346,7 +346,7 @@ async def count_statements(server: Server, action: Any) -> int:
 
 @pytest.mark.parametrize("order", ["DESC", "ASC"])
 @pytest.mark.parametrize(
-    "conditions", [(), ("pinned =", "title ILIKE", "(project_id IS NOT NULL) =")], ids=["all", "some"]
+    "conditions", [(), ("pinned = {}", IN_TITLE, "(project_id IS NOT NULL) = {}")], ids=["all", "some"]
 )
 @pytest.mark.parametrize(
     "wanted", [None, frozenset({"id", "project_id", "project.id", "project.name"})], ids=["alone", "with projects"]
