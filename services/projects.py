@@ -13,6 +13,7 @@ import asyncpg
 from models.database import Database
 from models.ids import new_id
 from models.records import PROJECT_COLUMNS, ProjectRecord
+from services import thread_deletion
 from services.errors import BadUserInputError, NotFoundError, UnauthenticatedError
 from services.input import checked_line, checked_text, escaped_like
 from services.models import Models
@@ -172,8 +173,10 @@ class Projects:
         async with self._database.transaction() as connection:
             # Threads before their project, as every move locks them.
             while ids := await self._threads_left(connection, viewer, project_id):
-                change = "DELETE FROM threads" if delete_threads else "UPDATE threads SET project_id = NULL"
-                await connection.execute(f"{change} WHERE id = ANY($1::uuid[])", ids)
+                if delete_threads:
+                    await thread_deletion.delete_threads(connection, ids)
+                else:
+                    await connection.execute("UPDATE threads SET project_id = NULL WHERE id = ANY($1::uuid[])", ids)
             deleted = await connection.fetchval(
                 "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id", project_id, viewer.id
             )
