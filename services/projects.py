@@ -13,6 +13,7 @@ import asyncpg
 from models.database import Database
 from models.ids import new_id
 from models.records import PROJECT_COLUMNS, ProjectRecord
+from services import thread_deletion
 from services.errors import BadUserInputError, NotFoundError, UnauthenticatedError
 from services.input import checked_line, checked_text, escaped_like
 from services.models import Models
@@ -176,7 +177,7 @@ class Projects:
             # Threads before their project, as every move locks them.
             if delete_threads:
                 while ids := await self._threads_left(connection, viewer, project_id):
-                    await connection.execute("DELETE FROM threads WHERE id = ANY($1::uuid[])", ids)
+                    await thread_deletion.delete_threads(connection, ids)
             else:
                 # The foreign key moves them out, when the project is gone: before, each would write its count anew.
                 await connection.execute(_LOCK_THREADS, project_id, viewer.id)

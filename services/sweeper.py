@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from models.database import Database, DatabaseUnavailableError
+from services.thread_deletion import delete_threads
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +28,13 @@ SELECT t.id FROM threads t WHERE expires_at <= now()
 AND EXISTS (SELECT FROM messages m WHERE m.thread_id = t.id AND m.status = 'STREAMING') LIMIT $1
 """
 _EXPIRED = f"""
-DELETE FROM threads WHERE id = (
-    SELECT id FROM threads t
-    WHERE expires_at <= now() AND ({_IDLE} OR expires_at < now() - make_interval(secs => {_LIVE_GRACE_SECONDS}))
-    ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED
-) RETURNING id
+SELECT id FROM threads t
+WHERE expires_at <= now() AND ({_IDLE} OR expires_at < now() - make_interval(secs => {_LIVE_GRACE_SECONDS}))
+ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 _RETIRED = f"""
-DELETE FROM threads WHERE id = (
-    SELECT id FROM threads t WHERE updated_at < now() - make_interval(secs => $1) AND {_IDLE}
-    ORDER BY updated_at LIMIT 1 FOR UPDATE SKIP LOCKED
-) RETURNING id
+SELECT id FROM threads t WHERE updated_at < now() - make_interval(secs => $1) AND {_IDLE}
+ORDER BY updated_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 _ENDED_SHARES = """
 DELETE FROM shares WHERE id IN (
@@ -162,9 +159,11 @@ class Sweeper:
 
     async def _delete_one_by_one(self, name: str, statement: str, limit: int, *values: object) -> int:
         for done in range(limit):
-            async with self._database.acquire() as connection:
-                if await connection.fetchval(statement, *values) is None:
+            async with self._database.transaction() as connection:
+                thread_id = await connection.fetchval(statement, *values)
+                if thread_id is None:
                     return done
+                await delete_threads(connection, [thread_id])
             self.done[name] += 1
         return limit
 

@@ -22,6 +22,7 @@ from services.errors import BadUserInputError, NotFoundError
 from services.input import checked_expiry, checked_line, checked_text, escaped_like
 from services.messages import path_arguments, path_rows
 from services.paging import Page, PageRequest, PathPosition, ThreadPosition
+from services.thread_deletion import delete_threads
 from services.viewer import Viewer
 
 MAX_TITLE_BYTES = 800
@@ -315,12 +316,10 @@ class Threads:
         if await self.find(viewer, thread_id) is None:
             raise NotFoundError("thread", field="threadId")
         await self._end_live(thread_id)
-        async with self._database.acquire() as connection:
-            deleted = await connection.fetchval(
-                "DELETE FROM threads WHERE id = $1 AND owner_id = $2 RETURNING id", thread_id, viewer.id
-            )
-        if deleted is None:
-            raise NotFoundError("thread", field="threadId")
+        async with self._database.transaction() as connection:
+            if await connection.fetchrow(_LOCK, thread_id, viewer.id) is None:
+                raise NotFoundError("thread", field="threadId")
+            await delete_threads(connection, [thread_id])
         # An answer that began since then has lost its stream row; this makes it notice at once.
         await self._end_live(thread_id)
 

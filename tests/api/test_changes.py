@@ -296,6 +296,36 @@ async def test_what_was_rolled_back_is_never_told(server: Server, client: Client
         assert (await next_change(feed))["project"]["name"] == "Real"
 
 
+# Whether somebody waits to write a change of the user $1.
+WAITS = """
+SELECT EXISTS (
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1952999269 AND NOT granted
+    AND objid = (hashtext($1) & 4294967295::bigint)::oid
+)
+"""
+
+
+async def test_no_change_is_passed_by_one_that_is_written_after_it(server: Server, client: Client) -> None:
+    user_id = parse_id(IdKind.USER, client.id)
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        async with following(client) as feed:
+            await next_change(feed)
+            async with connection.transaction():
+                await connection.execute(
+                    "INSERT INTO projects (id, owner_id, name) VALUES ($1, $2, 'First')", new_id(), user_id
+                )
+                await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                second = asyncio.create_task(create_project(client, "Second"))
+                while not second.done() and not await connection.fetchval(WAITS, str(user_id)):
+                    await asyncio.sleep(0.01)
+                assert not second.done(), "a reader would go on behind it, and never come back for the first"
+            await second
+            assert [(await next_change(feed))["project"]["name"] for _ in range(2)] == ["First", "Second"]
+    finally:
+        await connection.close()
+
+
 class Copy:
     """What a client holds that applies the feed and nothing else."""
 
@@ -381,8 +411,9 @@ class Writers:
         client, chance = self.client, self.chance
         project = chance.choice([*self.projects, None])
         thread = chance.choice(self.threads) if self.threads else None
-        model = chance.choice(["two-words", "fails-midway", "hangs-up"])
-        match chance.randrange(17):
+        # One that hangs is added and ends in two changes that are far apart: its end is told, or the copy is wrong.
+        model = chance.choice(["two-words", "fails-midway", "hangs-up", "hangs"])
+        match chance.randrange(19):
             case 0:
                 self.projects.append(await create_project(client, f"p{chance.random()}"))
             case 1 | 2 | 3:
@@ -394,7 +425,8 @@ class Writers:
             case 4 if thread:
                 self.answers.append((await client.send("more", model=model, threadId=thread))["assistantMessage"]["id"])
             case 5 if self.answers:
-                await client.retry(chance.choice(self.answers), model=model)
+                turn = await client.retry(chance.choice(self.answers), model=model)
+                self.answers.append(turn["assistantMessage"]["id"])
             case 6 if thread:
                 await mutate(client, "moveThread", {"threadId": thread, "projectId": project})
             case 7 if thread:
@@ -418,6 +450,8 @@ class Writers:
                 await mutate(client, "revokeShare", {"shareId": chance.choice(self.shares)})
             case 15 | 16 if self.answers:
                 await mutate(client, "selectMessage", {"messageId": chance.choice(self.answers)})
+            case 17 | 18 if self.answers:
+                await client.stop(chance.choice(self.answers))
             case _:
                 await mutate(client, "updateSettings", {"defaultModelId": chance.choice(["two-words", None])})
 
@@ -449,6 +483,7 @@ async def test_a_state_and_the_changes_after_it_are_the_state_now(client: Client
     for answer in writers.answers:
         # Gone with its thread, or to its end.
         with contextlib.suppress(GraphQLErrors):
+            await client.stop(answer)
             await client.read(answer)
     while any(message["status"] == "STREAMING" for message in (await Copy.of(client)).messages.values()):
         await asyncio.sleep(0.05)

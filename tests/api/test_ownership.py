@@ -1,4 +1,5 @@
-"""Who may what: every root field of the schema, by its owner, another user, a caller without and with a bad token.
+"""Who may what: every root field of the schema, by its owner, another user (signed in, and of an anonymous session), a
+caller without and with a bad token.
 
 The matrix is made from the schema. A new root field, or a new id argument of one, fails here until it has a row.
 """
@@ -269,11 +270,14 @@ def client(person: Client) -> Client:
     return person
 
 
-@pytest.fixture
-async def other(server: Server) -> AsyncIterator[Client]:
-    """Another one."""
+@pytest.fixture(params=["signed in", "anonymous"])
+async def other(server: Server, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
+    """Another one, of both kinds."""
     async with connect(server.address) as client:
-        await client.sign_in_with(shared_secret_token())
+        if request.param == "anonymous":
+            await client.sign_in()
+        else:
+            await client.sign_in_with(shared_secret_token())
         yield client
 
 

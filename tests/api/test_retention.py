@@ -12,6 +12,7 @@ import pytest
 
 from models.ids import IdKind, parse_id
 from server.runtime import Server
+from services import thread_deletion
 from services.sweeper import Retention, Sweeper
 from tests.client import Client, GraphQLErrors
 
@@ -86,6 +87,51 @@ async def test_what_expires_goes_with_all_that_hangs_on_it_and_stays_counted(ser
     with pytest.raises(GraphQLErrors) as gone:
         await client.read(turn["assistantMessage"]["id"])
     assert gone.value.code == "NOT_FOUND"
+
+
+# A statement that deletes more than two messages of the thread fails.
+_GUARD = """
+CREATE FUNCTION two_at_most() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (SELECT count(*) FROM gone) > 2 THEN RAISE 'too many at once'; END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER two_at_most AFTER DELETE ON messages
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION two_at_most();
+"""
+
+
+@pytest.mark.parametrize("who", ["its owner", "its project", "a sweeper"])
+async def test_no_statement_deletes_more_of_a_long_thread_than_a_batch(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    made = await client.run('mutation { createProject(input: {name: "Long"}) { project { id } } }')
+    project_id = made["createProject"]["project"]["id"]
+    turn = await ended(client, projectId=project_id)
+    thread_id = turn["thread"]["id"]
+    for _ in range(2):
+        await ended(client, threadId=thread_id)
+    monkeypatch.setattr(thread_deletion, "_BATCH", 2)
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        await connection.execute(_GUARD)
+        match who:
+            case "its owner":
+                await client.run(
+                    "mutation($id: ID!) { deleteThread(input: {threadId: $id}) { __typename } }", {"id": thread_id}
+                )
+            case "its project":
+                await client.run(
+                    "mutation($id: ID!) { deleteProject(input: {projectId: $id, deleteThreads: true}) { __typename } }",
+                    {"id": project_id},
+                )
+            case _:
+                await expire_now(server, thread_id)
+                await sweeper(server).sweep()
+    finally:
+        await connection.execute("DROP FUNCTION two_at_most CASCADE")
+        await connection.close()
+    assert await find(client, thread_id) is None
 
 
 async def test_many_sweepers_at_once_delete_each_thread_once(server: Server, client: Client) -> None:
