@@ -618,7 +618,7 @@ class Turns:
                 max_output_tokens=asked.answer_tokens,
                 image_output=model.can(Ability.IMAGE_OUTPUT),
                 prompt_tokens=prompt.tokens,
-                possible_output_tokens=_possible_answer(model, prompt.tokens),
+                possible_output_tokens=model.possible_answer(prompt.tokens),
             )
 
         self._generations.start(hold, buffer, request, provider)
@@ -627,13 +627,10 @@ class Turns:
         """What a model takes. One of which nobody said that it can see is shown neither images nor PDFs: most that
         cannot would refuse the request, and every later one of the thread.
         """
-        context = model.context_tokens
-        # A quarter for the answer, unless the model writes less at most.
-        reserved = 0 if context is None else min(model.max_output_tokens or context, _least_room(context))
         return PromptLimits(
             max_chars=self._max_history_chars,
-            context_tokens=context,
-            reserved_tokens=reserved,
+            context_tokens=model.context_tokens,
+            reserved_tokens=model.reserved_tokens,
             vision=model.can(Ability.VISION),
             pdf=model.can(Ability.PDF),
             model_id=model.id,
@@ -666,20 +663,6 @@ class Turns:
         # Asked for here, because a caller that left will not: what failed then was rolled back and concerns nobody.
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a turn was not made: %s", type(error).__name__)
-
-
-def _least_room(context_tokens: int) -> int:
-    """What a prompt leaves of a context for the answer."""
-    return context_tokens // 4
-
-
-def _possible_answer(model: ModelRecord, prompt_tokens: int) -> int | None:
-    """The most tokens that a model can write behind a prompt of about so many; None: not known."""
-    context = model.context_tokens
-    if context is None:
-        return model.max_output_tokens
-    room = max(context - prompt_tokens, _least_room(context), 1)
-    return min(model.max_output_tokens or room, room)
 
 
 async def _refuse_busy(connection: Connection, thread_id: UUID) -> None:
