@@ -64,6 +64,7 @@ _REPEATED = (
     (re.compile(r"(?<=\?) Found: .*", re.DOTALL), ""),
     (re.compile(r"[.,;]? [Ff]ound: .*", re.DOTALL), "."),
     (re.compile(r"( cannot represent [^:]*): .*", re.DOTALL), r"\1."),
+    (re.compile(r"\bValue '.*' does not exist in (?='\w+' enum)", re.DOTALL), "The value does not exist in "),
     (re.compile(r"\b(Name|Int|Float|String|BlockString) '.*", re.DOTALL), r"\1."),
 )
 

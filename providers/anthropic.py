@@ -16,7 +16,7 @@ Rules of the request (beside those of `providers.conversation`):
 - Results of calls stand first in the user's message behind them. The tools that were called are declared, as is asked
   for there, with any input, and may not be called (`tool_choice: none`).
 - `max_tokens` is required. It is what the request allows (thinking included); else the limit for the text that the
-  provider was made with, and on top of it what the effort may take for thinking.
+  provider was made with, and on top of it what the effort may take for thinking; never more than the model can write.
 
 The counts of `message_start` alone are not told: they are made before the answer is. Citations and the server's own
 tools have no place in `ProviderEvent` and are passed over. Redacted thinking is passed over, too, and the rest of the
@@ -168,8 +168,9 @@ def request_body(request: GenerationRequest, *, max_text_tokens: int) -> dict[st
 def _limit_and_thinking(request: GenerationRequest, max_text_tokens: int) -> dict[str, Any]:
     effort = request.reasoning_effort
     if effort is None:
-        return {"max_tokens": request.max_output_tokens or max_text_tokens}
-    allowed = request.max_output_tokens or max_text_tokens + _THINKING_TOKENS[effort]
+        return {"max_tokens": request.possible(request.max_output_tokens or max_text_tokens)}
+    wanted = max_text_tokens + _THINKING_TOKENS[effort]
+    allowed = request.possible(request.max_output_tokens or wanted)
     if _BUDGETED.search(request.model) is None:
         return {
             "max_tokens": allowed,
@@ -178,7 +179,7 @@ def _limit_and_thinking(request: GenerationRequest, max_text_tokens: int) -> dic
             "output_config": {"effort": effort.lower()},
         }
     budget = _THINKING_TOKENS[effort]
-    if request.max_output_tokens is not None:
+    if request.max_output_tokens is not None or allowed < wanted:
         budget = min(budget, allowed // 2)  # what is allowed is for both, and the answer gets at least half
     if budget < _LEAST_THINKING_TOKENS:
         return {"max_tokens": allowed}

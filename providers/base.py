@@ -196,6 +196,8 @@ class GenerationRequest:
     Attributes:
         model: the vendor's name of it.
         max_output_tokens: None leaves the limit to the vendor.
+        possible_output_tokens: what the model can write at most behind these messages, thinking included; None: not
+            known. It is no wish: a limit that is sent stays within it, because vendors refuse one that does not.
         image_output: whether images are wanted beside text.
         prompt_tokens: about how many tokens the messages are, files among them.
     """
@@ -207,11 +209,16 @@ class GenerationRequest:
     user: str | None = field(default=None)
     image_output: bool = False
     prompt_tokens: int = 0
+    possible_output_tokens: int | None = None
 
     @property
     def has_files(self) -> bool:
         """Whether bytes are to be sent."""
         return any(isinstance(part, PromptFile) for message in self.messages for part in message.content)
+
+    def possible(self, tokens: int) -> int:
+        """A limit for the answer, made as small as it has to be for the model to take it."""
+        return tokens if self.possible_output_tokens is None else min(tokens, self.possible_output_tokens)
 
     def without_reasoning(self) -> GenerationRequest | None:
         """The same without what the model thought before; None where there is nothing of it."""

@@ -131,7 +131,7 @@ def request_body(
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort.lower()
     if request.max_output_tokens is not None:
-        body[output_limit_field] = request.max_output_tokens
+        body[output_limit_field] = request.possible(request.max_output_tokens)
     if request.user is not None:
         body["user"] = request.user
     if request.image_output:

@@ -44,6 +44,20 @@ class ModelRecord:
         """Whether a user made it."""
         return self.id.startswith(CUSTOM)
 
+    @property
+    def reserved_tokens(self) -> int:
+        """What is kept of its context for an answer: a quarter, unless the model writes less at most."""
+        if self.context_tokens is None:
+            return 0
+        return min(self.max_output_tokens or self.context_tokens, self.context_tokens // 4)
+
+    def possible_answer(self, prompt_tokens: int) -> int | None:
+        """The most tokens that it can write behind a prompt of about so many; None: not known."""
+        if self.context_tokens is None:
+            return self.max_output_tokens
+        room = max(self.context_tokens - prompt_tokens, self.reserved_tokens, 1)
+        return min(self.max_output_tokens or room, room)
+
     def can(self, ability: Ability, *, unless_known: bool = False) -> bool:
         """Whether it has an ability; what to believe where nobody said is the caller's to know."""
         return unless_known if self.abilities is None else ability in self.abilities

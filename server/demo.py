@@ -85,14 +85,18 @@ async def _demo(http: aiohttp.ClientSession, url: str, token: str, model: str | 
     message_id = turn["assistantMessage"]["id"]
     _say(f"2. Asked “{_QUESTION}”; {turn['assistantMessage']['model']['name']} answers as {message_id}\n")
 
-    before, cursor, _ = await _read(http, url, token, message_id, None, cut_after=_CUT_AFTER_CHARS)
-    _say(f"\n\n3. ✂ connection cut after {len(before)} characters; the answer goes on without us")
+    before, cursor, over = await _read(http, url, token, message_id, None, cut_after=_CUT_AFTER_CHARS)
+    goes_on = "it was over already" if over else "the answer goes on without us"
+    _say(f"\n\n3. ✂ connection cut after {len(before)} characters; {goes_on}")
     _say(f"4. A new connection, with after: {cursor}\n")
     rest, _, ended = await _read(http, url, token, message_id, cursor)
     if ended is None:
         raise DemoError("The stream ended without MessageEnded.")
     message = ended["message"]
     _say(f"\n\n5. {message['status']} after {message['durationMs']} ms, {message['usage']['totalTokens']} tokens")
+    if message["status"] != "COMPLETE":
+        told = message["error"]["message"] if message["error"] else "It is not whole."
+        raise DemoError(f"The answer ended as {message['status']}. {told}")
     if before + rest != message["text"]:
         raise DemoError("What was read is NOT what is stored. This is a defect; please report it.")
     _say(f"6. {len(before)} + {len(rest)} characters read = {len(message['text'])} stored, equal to the letter ✔")
@@ -102,7 +106,10 @@ async def _demo(http: aiohttp.ClientSession, url: str, token: str, model: str | 
 async def _read(
     http: aiohttp.ClientSession, url: str, token: str, message_id: str, after: str | None, cut_after: int | None = None
 ) -> tuple[str, str | None, dict[str, Any] | None]:
-    """Read a stream to its end, or until so many characters came; the text, the last cursor, the terminal event."""
+    """Read a stream to its end, or until so many characters came; the text, the last cursor, the terminal event.
+
+    The cursor is that of the last event before the terminal one: reading from there always gives the end.
+    """
     text, cursor = "", after
     async with http.ws_connect(url, protocols=("graphql-transport-ws",)) as ws:
         await ws.send_json({"type": "connection_init", "payload": {"authorization": f"Bearer {token}"}})
@@ -115,11 +122,13 @@ async def _read(
                     await ws.send_json({"id": "1", "type": "subscribe", "payload": subscribe})
                 case "error":
                     raise DemoError(f"The server refused: {message['payload'][0]['message']}")
+                case "complete":
+                    break
                 case "next":
                     event = message["payload"]["data"]["messageStream"]
-                    cursor = event["cursor"]
                     if event["__typename"] == "MessageEnded":
                         return text, cursor, event
+                    cursor = event["cursor"]
                     if event["__typename"] == "MessageDelta" and event["kind"] == "TEXT":
                         text += event["text"]
                         print(event["text"], end="", flush=True)

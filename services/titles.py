@@ -110,7 +110,11 @@ class Titles:
                 async with self._database.acquire() as connection:
                     model, provider = await self._models.resolve(connection, viewer, model_id)
                 prompt = _INSTRUCTION + question[:_QUESTION_CHARS]
-                request = GenerationRequest(model.vendor_name, (PromptMessage.of("user", prompt),))
+                request = GenerationRequest(
+                    model.vendor_name,
+                    (PromptMessage.of("user", prompt),),
+                    possible_output_tokens=model.possible_answer(estimate_tokens(prompt)),
+                )
                 said, usage = "", None
                 async with aclosing(provider.stream(request)) as events:
                     async for event in events:

@@ -620,6 +620,7 @@ class Turns:
                 max_output_tokens=asked.answer_tokens,
                 image_output=model.can(Ability.IMAGE_OUTPUT),
                 prompt_tokens=prompt.tokens,
+                possible_output_tokens=model.possible_answer(prompt.tokens),
             )
 
         self._generations.start(hold, buffer, request, provider)
@@ -628,13 +629,10 @@ class Turns:
         """What a model takes. One of which nobody said that it can see is shown neither images nor PDFs: most that
         cannot would refuse the request, and every later one of the thread.
         """
-        context = model.context_tokens
-        # A quarter for the answer, unless the model writes less at most.
-        reserved = 0 if context is None else min(model.max_output_tokens or context, context // 4)
         return PromptLimits(
             max_chars=self._max_history_chars,
-            context_tokens=context,
-            reserved_tokens=reserved,
+            context_tokens=model.context_tokens,
+            reserved_tokens=model.reserved_tokens,
             vision=model.can(Ability.VISION),
             pdf=model.can(Ability.PDF),
             model_id=model.id,

@@ -101,6 +101,30 @@ async def test_an_answer_is_streamed_stored_and_counted(postgres_url: str, tmp_p
     assert request.json["output_config"] == {"effort": "low"}
 
 
+@pytest.mark.parametrize(
+    ("said", "most"),
+    [
+        ({"maxOutputTokens": 8_192}, 8_192),
+        ({"contextTokens": 8_000}, 7_999),
+        ({"contextTokens": 8_000, "maxOutputTokens": 4_096}, 4_096),
+        ({"contextTokens": 200_000, "maxOutputTokens": 64_000}, 16_000),
+    ],
+)
+async def test_a_vendor_is_asked_for_no_more_than_the_model_can_write(
+    postgres_url: str, tmp_path: Path, said: dict[str, int], most: int
+) -> None:
+    async with served(postgres_url, tmp_path, whole_answer) as (client, vendor):
+        own = {"provider": "anthropic", "key": KEY}
+        await client.run("mutation($i: SetProviderKeyInput!) { setProviderKey(input: $i) { __typename } }", {"i": own})
+        model = {"provider": "anthropic", "vendorName": "small", "name": "Small", **said}
+        await client.run(
+            "mutation($i: SaveCustomModelInput!) { saveCustomModel(input: $i) { __typename } }", {"i": model}
+        )
+        turn = await client.send("Hi", model="custom:anthropic/small")
+        assert (await client.finish(turn["assistantMessage"]["id"]))["status"] == "COMPLETE"
+    assert vendor.requests[0].json["max_tokens"] == most
+
+
 async def test_a_second_turn_sends_the_history_with_its_mark_for_the_cache(postgres_url: str, tmp_path: Path) -> None:
     async def script(wire: Wire) -> None:
         await wire.head()

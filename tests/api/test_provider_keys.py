@@ -213,6 +213,16 @@ ATTEMPTS: dict[str, Attempt] = {
         "mutation($i: SaveCustomProviderInput!) { saveCustomProvider(input: $i) { __typename } }",
         {"i": {"slug": "canary", "name": "x", "baseUrl": "https://a.example", "key": [CANARY]}},
     ),
+    "in the place of an enum's value": (
+        "mutation($i: SaveCustomProviderInput!) { saveCustomProvider(input: $i) { __typename } }",
+        {"i": {"slug": "canary", "name": "x", "baseUrl": "https://a.example", "format": CANARY}},
+    ),
+    "in the document, in the place of an enum's value": (
+        "mutation { saveCustomProvider(input: "
+        f'{{slug: "canary", name: "x", baseUrl: "https://a.example", format: {CANARY.replace("-", "_")}}}) '
+        "{ __typename } }",
+        None,
+    ),
     "of a custom provider with a bad address": (
         "mutation($i: SaveCustomProviderInput!) { saveCustomProvider(input: $i) { __typename } }",
         {"i": {"slug": "canary", "name": "x", "baseUrl": "gopher://a.example", "key": CANARY}},

@@ -304,6 +304,18 @@ async def test_what_a_request_allows_holds_with_the_thinking_in_it(
             assert body.get("thinking", {}).get("budget_tokens") == budget
 
 
+@pytest.mark.parametrize(("effort", "budget"), [(None, None), ("LOW", 2_048), ("HIGH", 4_096)])
+def test_no_limit_is_beyond_what_the_model_can_write(effort: Any, budget: int | None) -> None:
+    for model in ("claude-haiku-4-5", MODEL):
+        request = GenerationRequest(model, REQUEST.messages, effort, possible_output_tokens=8_192)
+        body = request_body(request, max_text_tokens=16_000)
+        assert body["max_tokens"] == 8_192
+        if model != MODEL:
+            assert body.get("thinking", {}).get("budget_tokens") == budget
+    ample = GenerationRequest(MODEL, REQUEST.messages, possible_output_tokens=64_000)
+    assert request_body(ample, max_text_tokens=16_000)["max_tokens"] == 16_000
+
+
 async def test_the_limit_of_the_provider_is_for_the_text_alone(session: aiohttp.ClientSession) -> None:
     assert (await body_of(session, REQUEST, max_text_tokens=500))["max_tokens"] == 500
     wishes = GenerationRequest(MODEL, REQUEST.messages, reasoning_effort="LOW")

@@ -172,6 +172,16 @@ async def test_every_wish_is_sent_in_the_vendors_terms(session: aiohttp.ClientSe
     assert (old_body["max_tokens"], "max_completion_tokens" in old_body) == (7, False)
 
 
+@pytest.mark.parametrize(("wanted", "possible", "sent"), [(7, None, 7), (7, 5, 5), (7, 9, 7), (None, 5, None)])
+async def test_no_limit_is_beyond_what_the_model_can_write_and_none_is_sent_unasked(
+    session: aiohttp.ClientSession, wanted: int | None, possible: int | None, sent: int | None
+) -> None:
+    wishes = GenerationRequest("m", REQUEST.messages, max_output_tokens=wanted, possible_output_tokens=possible)
+    async with VendorServer(stream_of(*HELLO)) as vendor:
+        await outcome_of(provider_for(session, vendor.base_url).stream(wishes))
+    assert vendor.requests[0].json.get("max_completion_tokens") == sent
+
+
 @pytest.mark.parametrize("key", [None, ""])
 async def test_without_a_key_there_is_no_authorization(session: aiohttp.ClientSession, key: str | None) -> None:
     async with VendorServer(stream_of(*HELLO)) as vendor:

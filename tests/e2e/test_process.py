@@ -410,6 +410,44 @@ async def test_the_demo_with_a_key_asks_the_vendor_and_takes_the_key_back(
     assert vendor.requests[0].headers["authorization"] == "Bearer sk-of-the-demo"
 
 
+@pytest.mark.parametrize(
+    ("status", "events", "code", "told"),
+    [
+        (200, [{"choices": [{"delta": {"content": "Short."}, "finish_reason": "stop"}]}], 0, "equal to the letter"),
+        (200, [{"choices": [{"delta": {"content": "Cut off"}}]}], 1, "The answer ended as INTERRUPTED. The model's"),
+        (401, [], 1, "The answer ended as FAILED. The model provider did not accept the API key"),
+    ],
+)
+async def test_the_demo_ends_and_says_why_also_where_the_answer_is_over_before_the_cut(
+    environment: dict[str, str], tmp_path: Path, status: int, events: list[Any], code: int, told: str
+) -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head(status)
+        for event in events:
+            await wire.event(event)
+        await wire.end()
+
+    async with VendorServer(answer) as vendor:
+        models = tmp_path / "models.toml"
+        models.write_text(f'[providers.openai]\nbase_url = "{vendor.base_url}"\n')
+        async with running(environment, MODELS_FILE=str(models)) as server:
+            demo = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "server", "demo", "--url", server.address + "/graphql"),
+                cwd=ROOT,
+                env={**os.environ, "OPENAI_API_KEY": "sk-of-the-demo"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            try:
+                async with asyncio.timeout(60):
+                    output, _ = await demo.communicate()
+            finally:
+                if demo.returncode is None:
+                    demo.kill()
+    assert demo.returncode == code, output
+    assert told in output.decode()
+
+
 async def test_the_demo_proves_the_answer_whole_and_says_so(environment: dict[str, str]) -> None:
     async with running(environment) as server:
         demo = await asyncio.create_subprocess_exec(

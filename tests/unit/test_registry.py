@@ -208,3 +208,22 @@ def test_what_is_written_of_access_shows_no_key() -> None:
     with pytest.raises(MissingKeyError) as missing:
         registry().resolve("claude", own)
     assert "canary" not in repr(missing.value)
+
+
+@pytest.mark.parametrize(
+    ("context", "most", "prompt", "possible"),
+    [
+        (None, None, 10, None),
+        (None, 500, 10, 500),
+        (8_000, None, 1_000, 7_000),
+        (8_000, 500, 1_000, 500),
+        (8_000, None, 7_500, 2_000),
+        (8_000, 500, 9_000, 500),
+        (1, None, 9, 1),
+    ],
+)
+def test_a_model_can_write_what_its_context_leaves_and_no_more_than_it_writes_at_most(
+    context: int | None, most: int | None, prompt: int, possible: int | None
+) -> None:
+    model = ModelRecord("m", "M", "p", "m", context_tokens=context, max_output_tokens=most)
+    assert model.possible_answer(prompt) == possible
