@@ -17,6 +17,7 @@ from uuid import UUID
 from models.database import Database, DatabaseUnavailableError
 from services.errors import BadUserInputError, UnauthenticatedError
 from services.generation import Generations
+from services.thread_deletion import delete_some
 from services.viewer import Viewer
 
 if TYPE_CHECKING:
@@ -40,12 +41,6 @@ _LOCK_CLASS = 0x7468_6461
 # Whoever is deleted is told nothing.
 _QUIET = "SET LOCAL threadgraph.quiet = 'on'"
 _LOCK_THREADS = "SELECT id FROM threads WHERE owner_id = $1 ORDER BY id LIMIT $2 FOR UPDATE"
-# The deepest first, so that no deletion takes a long branch along.
-_DELETE_MESSAGES = """
-DELETE FROM messages WHERE id IN (
-    SELECT id FROM messages WHERE thread_id = ANY($1::uuid[]) ORDER BY depth DESC LIMIT $2
-)
-"""
 # Tables that may have many rows of one user. What is not named here goes with the user's row.
 _TABLES = ("turns", "usage_events", "usage_quarters", "changes")
 _LOCK_ATTACHMENTS = "SELECT id FROM attachments WHERE owner_id = $1 ORDER BY id LIMIT $2 FOR UPDATE"
@@ -134,8 +129,7 @@ async def _threads(connection: Connection, user_id: UUID) -> bool:
     """Delete some threads, or some messages of those; whether there may be more."""
     # The thread is locked first, as by everything that writes into one.
     threads = [row["id"] for row in await connection.fetch(_LOCK_THREADS, user_id, _THREADS)]
-    if _number(await connection.execute(_DELETE_MESSAGES, threads, _MESSAGES)) < _MESSAGES:
-        await connection.execute("DELETE FROM threads WHERE id = ANY($1::uuid[])", threads)
+    await delete_some(connection, threads, _MESSAGES)
     return bool(threads)
 
 

@@ -24,7 +24,14 @@ DELETE FROM messages WHERE id IN (
 
 async def delete_threads(connection: Connection, thread_ids: Sequence[UUID]) -> None:
     """Delete threads that the caller's transaction has locked: all of them with it, or nothing."""
-    # The command tag, such as "DELETE 3".
-    while await connection.execute(_DELETE_MESSAGES, thread_ids, _BATCH) == f"DELETE {_BATCH}":
+    while await delete_some(connection, thread_ids, _BATCH):
         pass
+
+
+async def delete_some(connection: Connection, thread_ids: Sequence[UUID], limit: int) -> bool:
+    """Delete so many messages of locked threads, and the threads with the last of them; whether messages may be left."""
+    # The command tag, such as "DELETE 3".
+    if await connection.execute(_DELETE_MESSAGES, thread_ids, limit) == f"DELETE {limit}":
+        return True
     await connection.execute("DELETE FROM threads WHERE id = ANY($1::uuid[])", thread_ids)
+    return False
