@@ -29,7 +29,7 @@ async def delete_threads(connection: Connection, thread_ids: Sequence[UUID]) -> 
 
 
 async def delete_some(connection: Connection, thread_ids: Sequence[UUID], limit: int) -> bool:
-    """Delete so many messages of locked threads, and the threads with the last of them; whether messages may be left."""
+    """Delete so many messages of locked threads, and the threads with the last of them; whether any may be left."""
     # The command tag, such as "DELETE 3".
     if await connection.execute(_DELETE_MESSAGES, thread_ids, limit) == f"DELETE {limit}":
         return True
