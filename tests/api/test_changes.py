@@ -462,24 +462,34 @@ async def test_a_state_and_the_changes_after_it_are_the_state_now(client: Client
     await writers.run(8)
     chance = random.Random(seed)
 
-    async def device() -> Copy:
-        """Begin at some time, read in several connections that are cut anywhere, until told that all is done."""
-        await asyncio.sleep(0)
+    async def device(begun: asyncio.Event, midway: asyncio.Event) -> Copy:
+        """Read in several connections that are cut anywhere, until told that all is done."""
         cursor = await now(client)
         copy = await Copy.of(client)
         copy.cursor = cursor
+        begun.set()
         while True:
             async with following(client, copy.cursor) as feed:
                 for _ in range(chance.randrange(1, 12)):
                     event = await next_change(feed)
                     copy.apply(event)
-                    if event["__typename"] == "ProjectChanged" and event["project"]["name"] == last:
-                        return copy
+                    match event:
+                        case {"__typename": "ProjectChanged", "project": {"name": name}} if name == middle:
+                            midway.set()
+                        case {"__typename": "ProjectChanged", "project": {"name": name}} if name == last:
+                            return copy
                 feed.abort()
 
-    last = str(uuid.uuid4())
-    devices = [asyncio.create_task(device()) for _ in range(3)]
+    middle, last = str(uuid.uuid4()), str(uuid.uuid4())
+    # One is there before all of it, and is told of answers while they are written; others begin in the midst of it.
+    begun, midway = asyncio.Event(), asyncio.Event()
+    devices = [asyncio.create_task(device(begun, midway))]
+    await asyncio.wait_for(begun.wait(), 60)
+    devices += [asyncio.create_task(device(asyncio.Event(), asyncio.Event())) for _ in range(2)]
     await asyncio.gather(*(writers.run(15) for _ in range(4)))
+    writers.answers.append((await client.send("Without an end", model="hangs"))["assistantMessage"]["id"])
+    await create_project(client, middle)
+    await asyncio.wait_for(midway.wait(), 60)
     for answer in writers.answers:
         # Gone with its thread, or to its end.
         with contextlib.suppress(GraphQLErrors):
