@@ -32,7 +32,7 @@ from storage.base import (
     new_key,
 )
 from storage.local import LocalStorage
-from storage.s3 import S3Settings, S3Storage
+from storage.s3 import _THREADS, S3Settings, S3Storage
 
 ROOT = Path(__file__).parent.parent.parent
 ACCESS_KEY, SECRET_KEY, BUCKET = "tester", "t" * 40, "files"
@@ -429,6 +429,32 @@ async def test_a_storage_that_hangs_ends_by_the_deadline(monkeypatch: pytest.Mon
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {StorageUnavailableError}
     letting_go.set()
+    hung.close()
+    await files.close()
+
+
+async def test_links_are_made_though_every_call_to_the_storage_hangs() -> None:
+    letting_go = asyncio.Event()
+    came = asyncio.Semaphore(0)
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.release()
+        await letting_go.wait()
+        writer.close()
+
+    hung = await asyncio.start_server(silent, "127.0.0.1", 0)
+    files = s3_storage(f"http://127.0.0.1:{hung.sockets[0].getsockname()[1]}")
+    calls = [asyncio.create_task(files.size(new_key())) for _ in range(40)]
+    async with asyncio.timeout(10):
+        for _ in range(_THREADS):
+            await came.acquire()
+        link = await files.signed_get(new_key(), content_type="image/png", disposition="inline", seconds=60)
+    assert "X-Amz-Signature=" in link
+    assert not any(call.done() for call in calls)
+    letting_go.set()
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
     hung.close()
     await files.close()
 
