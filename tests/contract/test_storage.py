@@ -295,6 +295,14 @@ async def test_a_link_reads_the_file_and_ranges_of_it(case: Case, http: aiohttp.
     assert await status(http, "GET", link, headers={"Range": "bytes=10-"}) in (400, 416)
 
 
+@pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "bytes=4-2", "bytes=-", "bytes=x", "lines=0-1", "bytes"])
+async def test_what_is_no_range_of_bytes_is_passed_over(local: Case, http: aiohttp.ClientSession, asked: str) -> None:
+    link = await get_link(local, await put(local.storage, b"0123456789"))
+    async with http.get(link, headers={"Range": asked}) as response:
+        assert (response.status, await response.read()) == (200, b"0123456789")
+        assert response.headers["Content-Security-Policy"].startswith("sandbox")
+
+
 async def test_a_link_writes_the_file_it_was_made_for(case: Case, http: aiohttp.ClientSession) -> None:
     key = new_key()
     link = await put_link(case, key)
