@@ -352,7 +352,8 @@ class Blob(Model):
 class Attachment(Model):
     """A user's file: reserved before its bytes are there, stored, and linked once a message refers to it.
 
-    Of a reservation `size` is what it may be at most and `upload_key` where its bytes go. `expires_at` is when a
+    Of a reservation `size` is what it may be at most and `upload_key` where its bytes go; a file that came by a link
+    keeps it, and a reservation without one stands for a link whose attachment was deleted. `expires_at` is when a
     reservation, or a file that no message ever referred to, is swept. The trigger `attachments_gone` has the sweeper
     look at the blob.
     """

@@ -6,7 +6,11 @@ to guess another, and a document that is opened all the same is in a sandbox and
 
 from __future__ import annotations
 
-from aiohttp import web
+import re
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
 
 from server.bodies import pieces
 from server.graphql_http import error_response
@@ -21,6 +25,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "cross-origin",
     "Cache-Control": "private, max-age=600, immutable",
 }
+_RANGE = re.compile("bytes=([0-9]{0,30})-([0-9]{0,30})")
 
 
 class FileLinks:
@@ -41,7 +46,7 @@ class FileLinks:
         except LinkRefusedError:
             return _refused()
         headers = {"Content-Type": link.content_type, "Content-Disposition": link.disposition, **_HEADERS}
-        return web.FileResponse(self._storage.path(link.key), headers=headers)
+        return _File(self._storage.path(link.key), headers=headers)
 
     async def put(self, request: web.Request) -> web.Response:
         """Write the file: exactly as many bytes, and under the type, that the link was made for."""
@@ -62,6 +67,31 @@ class FileLinks:
         except StorageError:
             return error_response(503, ErrorCode.UNAVAILABLE, "The file storage does not work right now; try again.")
         return web.Response(status=204)
+
+
+class _File(web.FileResponse):
+    """A file, or the one range of it that was asked for.
+
+    aiohttp answers 416 to what is no range of bytes and to several at once. Both are to be passed over (RFC 9110,
+    section 14.2): whoever asks so gets the whole.
+    """
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Begin the response, as aiohttp does."""
+        asked = request.headers.getall(hdrs.RANGE, [])
+        if asked and (len(asked) > 1 or not _is_range(asked[0])):
+            others = CIMultiDict(request.headers)
+            del others[hdrs.RANGE]
+            request = request.clone(headers=others)
+        return await super().prepare(request)
+
+
+def _is_range(asked: str) -> bool:
+    found = _RANGE.fullmatch(asked)
+    if found is None:
+        return False
+    first, last = found.groups()
+    return int(first) <= int(last) if first and last else bool(first or last)
 
 
 def _refused() -> web.Response:

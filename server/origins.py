@@ -13,9 +13,9 @@ from aiohttp import hdrs, web
 from strawberry.http.websocket_origin import is_same_origin
 
 _METHODS = "POST, PUT"
-_HEADERS = "authorization, content-type, graphql-preflight, apollo-require-preflight"
+_HEADERS = "authorization, content-type, range, graphql-preflight, apollo-require-preflight"
 # Beside those that every page may read (fetch.spec.whatwg.org, CORS-safelisted response-header name).
-_EXPOSED = "Retry-After, Content-Disposition, X-Request-Id"
+_EXPOSED = "Retry-After, Content-Disposition, Accept-Ranges, Content-Range, ETag, X-Request-Id"
 _MAX_AGE_SECONDS = "600"
 
 

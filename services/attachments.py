@@ -97,7 +97,8 @@ WITH claimed AS (
     SELECT id, key FROM blob
 ), a AS (
     UPDATE attachments SET state = 'STORED', blob_id = b.id, content_type = $7, size = $5, tokens = $8, pages = $9,
-        width = $10, height = $11, upload_key = NULL, expires_at = now() + make_interval(secs => $12)
+        width = $10, height = $11,
+        upload_key = nullif(upload_key, $3), expires_at = now() + make_interval(secs => $12)
     FROM b WHERE attachments.id = $1 AND owner_id = $2 AND state = 'RESERVED' RETURNING attachments.*
 ), task AS (
     INSERT INTO sweep_tasks (kind, subject, due_at) SELECT 'ATTACHMENT', id::text, expires_at FROM a
@@ -115,6 +116,25 @@ WITH mine AS (
 UPDATE attachments SET state = 'LINKED', expires_at = NULL FROM mine WHERE attachments.id = mine.id
 RETURNING attachments.id, name, content_type, size
 """
+# An attachment goes, and a link to write its bytes stays: what can be written, or was, counts until it is swept. The
+# reservation that stands for it has an id that nobody is told.
+_KEPT_PROMISES = """
+kept AS (
+    INSERT INTO attachments (id, owner_id, state, name, content_type, size, expires_at)
+    SELECT gen_random_uuid(), gone.owner_id, 'RESERVED', '', gone.content_type, gone.size, awaited.due_at
+    FROM gone JOIN sweep_tasks awaited ON awaited.subject = gone.upload_key
+    WHERE awaited.kind = 'KEY' AND NOT awaited.taken AND awaited.due_at > now()
+    RETURNING id, expires_at
+), kept_tasks AS (
+    INSERT INTO sweep_tasks (kind, subject, due_at) SELECT 'ATTACHMENT', id::text, expires_at FROM kept
+)
+"""
+_DELETE = f"""
+WITH gone AS (
+    DELETE FROM attachments WHERE id = $1 AND owner_id = $2 RETURNING *
+), {_KEPT_PROMISES}
+SELECT id FROM gone
+"""  # noqa: S608
 _LINK = "INSERT INTO attachment_links (message_id, attachment_id) SELECT $1, unnest($2::uuid[])"
 
 # Rows first and in one order, then the look at them: what is seen then cannot change any more.
@@ -123,11 +143,15 @@ SELECT id, subject FROM sweep_tasks WHERE kind = $1 AND due_at <= now() ORDER BY
 """
 _DONE = "DELETE FROM sweep_tasks WHERE id = ANY($1::bigint[])"
 _LOCK_ATTACHMENTS = "SELECT id FROM attachments WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE"
-_DELETE_ATTACHMENTS = """
-DELETE FROM attachments a WHERE id = ANY($1::uuid[]) AND CASE state
-    WHEN 'LINKED' THEN NOT EXISTS (SELECT FROM attachment_links WHERE attachment_id = a.id)
-    ELSE expires_at <= now() END
-"""
+_DELETE_ATTACHMENTS = f"""
+WITH gone AS (
+    DELETE FROM attachments a WHERE id = ANY($1::uuid[]) AND CASE state
+        WHEN 'LINKED' THEN NOT EXISTS (SELECT FROM attachment_links WHERE attachment_id = a.id)
+        ELSE expires_at <= now() END
+    RETURNING *
+), {_KEPT_PROMISES}
+SELECT count(*) FROM gone
+"""  # noqa: S608
 _LOCK_BLOBS = "SELECT id FROM blobs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE"
 _DELETE_BLOBS = """
 WITH gone AS (
@@ -313,13 +337,13 @@ class Attachments:
     async def delete(self, viewer: Viewer, attachment_id: UUID) -> None:
         """Delete an attachment; messages that refer to it remember its name.
 
+        Its room is free at once, unless a link to write it was made that may still be used.
+
         Raises:
             NotFoundError: no such attachment of the viewer's.
         """
         async with self._database.acquire() as connection:
-            deleted = await connection.fetchval(
-                "DELETE FROM attachments WHERE id = $1 AND owner_id = $2 RETURNING id", attachment_id, viewer.id
-            )
+            deleted = await connection.fetchval(_DELETE, attachment_id, viewer.id)
         if deleted is None:
             raise NotFoundError("attachment", field="attachmentId")
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _THREADS = 16
+_SIGNING_THREADS = 2
 _CONNECT_SECONDS = 3
 _READ_SECONDS = 15
 _CALL_SECONDS = 30.0
@@ -70,6 +71,8 @@ class S3Storage:
             region_name=settings.region,
         ).client("s3", endpoint_url=settings.endpoint, config=config)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
+        # Signing needs no storage: links are made though all the other threads hang on one.
+        self._signing = ThreadPoolExecutor(_SIGNING_THREADS, thread_name_prefix="s3 signing")
 
     async def put(self, key: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> int:
         """See `Storage.put`. In parts of 8 MiB, of which an upload holds one."""
@@ -151,6 +154,7 @@ class S3Storage:
     async def close(self) -> None:
         """See `Storage.close`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._signing.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._client.close)
 
     def _where(self, key: str) -> dict[str, Any]:
@@ -161,7 +165,7 @@ class S3Storage:
         def sign() -> str:
             return str(self._client.generate_presigned_url(operation, Params=asked, ExpiresIn=seconds))
 
-        return await self._run(sign)
+        return await self._run(sign, pool=self._signing)
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         def call() -> dict[str, Any]:
@@ -170,11 +174,11 @@ class S3Storage:
 
         return await self._run(call)
 
-    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def _run(self, work: Callable[..., T], *arguments: Any, pool: ThreadPoolExecutor | None = None) -> T:
         """The result of blocking work, its failures as ours."""
         try:
             async with asyncio.timeout(_CALL_SECONDS):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+                return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work, *arguments)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in ("NoSuchKey", "404", "NotFound"):

@@ -542,6 +542,52 @@ async def test_many_tiny_files_count_for_what_they_cost(limited: Client) -> None
     assert refused.value.code == "QUOTA_EXCEEDED"
 
 
+async def sent_by_link(server: Server, client: Client, size: int) -> str:
+    """An attachment of so many bytes, uploaded and completed."""
+    upload = await reserve(client, size)
+    link = upload["url"].replace("https://chat.example", server.address)
+    async with client.http.put(link, data=bytes([97]) * size, headers={"Content-Type": "text/plain"}) as response:
+        assert response.status == 204
+    await client.complete_upload(upload["attachment"]["id"])
+    return str(upload["attachment"]["id"])
+
+
+@pytest.mark.parametrize("completed", [False, True])
+async def test_a_link_counts_as_long_as_it_can_be_used_though_its_attachment_was_deleted(
+    strict: Server, limited: Client, completed: bool
+) -> None:
+    for _ in range(5):
+        if completed:
+            attachment_id = await sent_by_link(strict, limited, 100_000)
+        else:
+            attachment_id = (await reserve(limited, 100_000))["attachment"]["id"]
+        await limited.run(DELETE, {"id": attachment_id})
+    with pytest.raises(GraphQLErrors) as refused:
+        await reserve(limited, 100_000)
+    assert refused.value.code == "QUOTA_EXCEEDED"
+    await later(strict)
+    await sweep(strict)
+    await reserve(limited, 100_000)
+
+
+async def test_a_link_counts_as_long_as_it_can_be_used_though_its_file_was_swept(
+    strict: Server, limited: Client
+) -> None:
+    swept = [await sent_by_link(strict, limited, 100_000) for _ in range(5)]
+    async with database(strict) as connection:
+        # As the last message with it leaves it.
+        ids = [key_of(attachment_id) for attachment_id in swept]
+        await connection.execute("UPDATE attachments SET state = 'LINKED' WHERE id = ANY($1::uuid[])", ids)
+        await connection.execute(
+            "INSERT INTO sweep_tasks (kind, subject) SELECT 'ATTACHMENT', unnest($1::uuid[])::text", ids
+        )
+    await sweep(strict)
+    assert not await rows(strict, swept[0])
+    with pytest.raises(GraphQLErrors) as refused:
+        await reserve(limited, 100_000)
+    assert refused.value.code == "QUOTA_EXCEEDED"
+
+
 # Serving
 
 

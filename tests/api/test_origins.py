@@ -231,6 +231,8 @@ async def test_a_page_may_read_when_to_try_again_and_what_a_file_is_called(front
     async with user.http.get(await link(user), headers={"Origin": ALLOWED[0]}) as response:
         exposed = response.headers["Access-Control-Expose-Headers"].lower().split(", ")
     assert {"retry-after", "content-disposition"} <= set(exposed)
+    # What a viewer of PDFs reads a file in ranges by.
+    assert {"accept-ranges", "content-range", "etag"} <= set(exposed)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ async def test_before_it_sends_a_browser_is_told_what_a_page_may_send(fronted: S
                 assert may_read(response.headers, origin)
                 assert response.headers["Access-Control-Allow-Methods"] == "POST, PUT"
                 names = response.headers["Access-Control-Allow-Headers"].split(", ")
-                assert {"authorization", "content-type"} <= set(names)
+                assert {"authorization", "content-type", "range"} <= set(names)
                 assert "*" not in names
         for origin in REFUSED:
             async with nobody.http.options(fronted.address + path, headers={"Origin": origin} | ASKING) as response:

@@ -32,7 +32,7 @@ from storage.base import (
     new_key,
 )
 from storage.local import LocalStorage
-from storage.s3 import S3Settings, S3Storage
+from storage.s3 import _THREADS, S3Settings, S3Storage
 
 ROOT = Path(__file__).parent.parent.parent
 ACCESS_KEY, SECRET_KEY, BUCKET = "tester", "t" * 40, "files"
@@ -295,6 +295,14 @@ async def test_a_link_reads_the_file_and_ranges_of_it(case: Case, http: aiohttp.
     assert await status(http, "GET", link, headers={"Range": "bytes=10-"}) in (400, 416)
 
 
+@pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "bytes=4-2", "bytes=-", "bytes=x", "lines=0-1", "bytes"])
+async def test_what_is_no_range_of_bytes_is_passed_over(local: Case, http: aiohttp.ClientSession, asked: str) -> None:
+    link = await get_link(local, await put(local.storage, b"0123456789"))
+    async with http.get(link, headers={"Range": asked}) as response:
+        assert (response.status, await response.read()) == (200, b"0123456789")
+        assert response.headers["Content-Security-Policy"].startswith("sandbox")
+
+
 async def test_a_link_writes_the_file_it_was_made_for(case: Case, http: aiohttp.ClientSession) -> None:
     key = new_key()
     link = await put_link(case, key)
@@ -429,6 +437,32 @@ async def test_a_storage_that_hangs_ends_by_the_deadline(monkeypatch: pytest.Mon
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {StorageUnavailableError}
     letting_go.set()
+    hung.close()
+    await files.close()
+
+
+async def test_links_are_made_though_every_call_to_the_storage_hangs() -> None:
+    letting_go = asyncio.Event()
+    came = asyncio.Semaphore(0)
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.release()
+        await letting_go.wait()
+        writer.close()
+
+    hung = await asyncio.start_server(silent, "127.0.0.1", 0)
+    files = s3_storage(f"http://127.0.0.1:{hung.sockets[0].getsockname()[1]}")
+    calls = [asyncio.create_task(files.size(new_key())) for _ in range(40)]
+    async with asyncio.timeout(10):
+        for _ in range(_THREADS):
+            await came.acquire()
+        link = await files.signed_get(new_key(), content_type="image/png", disposition="inline", seconds=60)
+    assert "X-Amz-Signature=" in link
+    assert not any(call.done() for call in calls)
+    letting_go.set()
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
     hung.close()
     await files.close()
 
