@@ -156,6 +156,8 @@ class Server:
         if len(self.generations):
             log.info("%d answers are being written; they have %g s to end", len(self.generations), grace)
         self.generations.draining = True
+        # Whatever it took over now, another server would find a whole lease later.
+        await self.reaper.stop()
         # What was taken is made, and begins: it must not begin behind the drain's back.
         deadline = time.monotonic() + grace
         await self.turns.settled(grace)
@@ -230,6 +232,7 @@ class Server:
             prices_of=registry.prices_of,
             used=self.wakeups.ring,
             sealed=sealed,
+            log_away=lambda: self.hub.out_of_reach_seconds > 0,
             restart=lambda hold: self.turns.restart(hold),
         )
         titles = self.titles = Titles(self.database, models, self.wakeups, settings.title_model)

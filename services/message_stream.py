@@ -194,6 +194,10 @@ class MessageStream:
             UnavailableError: its writer did not stop in time.
         """
         self.stops += 1
+        buffer = self._hub.get(message_id)
+        if buffer is not None and buffer.owner_id == viewer.id:
+            # Known here to be the viewer's: the model is left at once, though the database does not answer.
+            await self._generations.stop(message_id)
         record = await self._find(viewer, message_id)
         if record.role is not MessageRole.ASSISTANT:
             raise BadUserInputError("Only an answer can be stopped.", field="messageId")

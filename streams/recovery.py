@@ -69,6 +69,7 @@ class Reaper:
         used: told the user after each end that is stored; must not fail.
         sealed: what the shared token log has of an attempt at an answer that was taken over, after which its writer can
             append no more; raises LogUnavailableError. None where streams are not shared.
+        log_away: whether that log is out of reach of this process now.
         restart: begins an answer anew of which nothing had come; whether it did. Raises AnswerWaitsError where another
             server can.
     """
@@ -83,6 +84,7 @@ class Reaper:
         prices_of: Callable[[str], ModelPrices | None],
         used: Callable[[UUID], Awaitable[None]],
         sealed: Sealed | None = None,
+        log_away: Callable[[], bool] = lambda: False,
         restart: Restart | None = None,
     ) -> None:
         self._database = database
@@ -93,6 +95,7 @@ class Reaper:
         self._prices_of = prices_of
         self._used = used
         self._sealed = sealed
+        self._log_away = log_away
         self._restart = restart
         self._task: asyncio.Task[None] | None = None
         self._expired: dict[UUID, tuple[datetime, float]] = {}
@@ -167,7 +170,8 @@ class Reaper:
                 parts = max(await self._sealed(hold.message_id, hold.attempt), parts, key=parts_length)
             except Exception as error:
                 # Each try raises the epoch. An answer ends though the log stays away; readers of more are told.
-                if hold.epoch <= _SEALING_TRIES:
+                # Where it is away from this process altogether, others that reach it have had their time.
+                if hold.epoch <= _SEALING_TRIES and not self._log_away():
                     raise
                 log.warning("an answer ends without its log: %s", type(error).__name__)
         if not parts and can_restart and self._restart is not None and await self._restart(hold):
@@ -197,7 +201,9 @@ class Reaper:
             is_same = before is not None and before[0] == row["lease_expires_at"]
             seen[row["message_id"]] = before if before is not None and is_same else (row["lease_expires_at"], now)
         self._expired = seen
-        return [key for key, (_, since) in seen.items() if now - since >= self._lease_seconds / 2]
+        # Who does not reach the log leaves the dead to those who do, for as long as there may be any.
+        patience = self._lease_seconds * (2 if self._log_away() else 0.5)
+        return [key for key, (_, since) in seen.items() if now - since >= patience]
 
     async def _run(self) -> None:
         while True:

@@ -94,6 +94,38 @@ async def test_without_room_on_the_disk_reading_works_and_writing_is_told_to_wai
         assert len(await client.path(idle)) == 4
 
 
+async def test_a_stop_leaves_the_model_at_once_though_the_database_does_not_answer(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async with serving(postgres_url, tmp_path, database_timeout_seconds=1) as (client, beside):
+        question = "Stop without a database"
+        turn = await client.send(question, model="driven")
+        answer = turn["assistantMessage"]["id"]
+        queue = SCRIPTS.driven.queue(question)
+        async with client.reading(answer) as reading:
+            queue.put_nowait(TextDelta("so far"))
+            await reading.next()
+            async with beside.transaction():
+                await beside.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(GraphQLErrors) as refused:
+                    await client.stop(answer)
+                assert refused.value.code == "UNAVAILABLE"
+                async with asyncio.timeout(20):
+                    await SCRIPTS.driven.closing(question).wait()
+            ended = [event async for event in reading.events()][-1]["message"]
+        assert (ended["status"], ended["text"]) == ("STOPPED", "so far")
+
+
+async def test_a_server_that_shuts_down_takes_over_no_answer(postgres_url: str, tmp_path: Path) -> None:
+    server = Server(test_settings(await make_database(postgres_url), tmp_path), providers=SCRIPTS.models())
+    before = asyncio.all_tasks()
+    await server.start()
+    (reaper,) = [task for task in asyncio.all_tasks() - before if task.get_name() == "reaper"]
+    await server.drain()
+    assert reaper.done()
+    await server.close()
+
+
 async def test_whoever_loses_a_deadlock_is_told_to_try_again_and_has_written_nothing(
     postgres_url: str, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def reaper(
     every: float = 60.0,
     lease: float = 10.0,
     sealed: Sealed | None = None,
+    log_away: bool = False,
     restart: Restart | None = None,
 ) -> Reaper:
     """A reaper of a server that writes these answers."""
@@ -151,6 +152,7 @@ def reaper(
         prices_of={"two-words": PRICES}.get,
         used=told,
         sealed=sealed,
+        log_away=lambda: log_away,
         restart=restart,
     )
 
@@ -448,6 +450,35 @@ async def test_a_reaper_that_was_started_looks_again_and_again_until_it_is_stopp
     finally:
         await looking.stop()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "reaper" and task is looking._task]
+
+
+async def test_who_is_cut_off_from_the_log_leaves_the_dead_to_those_who_reach_it(database: Database) -> None:
+    async def cut_off(message_id: UUID, attempt: int) -> list[Part]:
+        raise LogUnavailableError("its log is out of reach")
+
+    async def reached(message_id: UUID, attempt: int) -> list[Part]:
+        return [TextPart("all that was shown")]
+
+    answer = await leave(database, [TextPart("all")])
+    # The one that is cut off looks first.
+    away = reaper(database, every=0.02, lease=1.0, sealed=cut_off, log_away=True)
+    away.start()
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while answer.id not in away._expired:
+                await asyncio.sleep(0.01)
+        there = reaper(database, every=0.02, lease=1.0, sealed=reached)
+        there.start()
+        try:
+            assert (await has_ended(database, answer)).text == "all that was shown"
+        finally:
+            await there.stop()
+        # And where nobody reaches it, it ends without it.
+        alone = await leave(database, [TextPart("all")])
+        assert (await has_ended(database, alone)).text == "all"
+        assert (away.taken_over, away.ended, away.failed) == (1, 1, 0)
+    finally:
+        await away.stop()
 
 
 async def test_a_lease_that_ran_out_while_nobody_could_renew_it_is_not_a_death(database: Database) -> None:
