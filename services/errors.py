@@ -154,8 +154,10 @@ class ModelUnavailableError(CallerError):
 
     code = ErrorCode.MODEL_UNAVAILABLE
 
-    def __init__(self, *, field: str = "modelId") -> None:
-        super().__init__("This model is not available; `models` lists those that are.", field=field)
+    def __init__(
+        self, message: str = "This model is not available; `models` lists those that are.", *, field: str | None
+    ) -> None:
+        super().__init__(message, field=field)
 
 
 class ProviderKeyMissingError(CallerError):
@@ -163,8 +165,8 @@ class ProviderKeyMissingError(CallerError):
 
     code = ErrorCode.PROVIDER_KEY_MISSING
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, field="modelId")
+    def __init__(self, message: str, *, field: str | None) -> None:
+        super().__init__(message, field=field)
 
 
 class BudgetExceededError(CallerError):

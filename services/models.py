@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
 ReadOwn: TypeAlias = "Callable[[Connection, UUID], Awaitable[OwnAccess]]"
+
+
+class DefaultOf(StrEnum):
+    """What a model that nobody named is the default of, as its user is told."""
+
+    PROJECT = "the project"
+    SETTINGS = "your settings"
 
 
 class Models:
@@ -58,30 +66,46 @@ class Models:
             raise ModelUnavailableError(field=field)
 
     async def resolve(
-        self, connection: Connection, viewer: Viewer, model_id: str | None, *, has_own: bool = True
+        self,
+        connection: Connection,
+        viewer: Viewer,
+        model_id: str | None,
+        *,
+        default_of: DefaultOf | None = None,
+        has_own: bool = True,
     ) -> tuple[ModelRecord, Provider]:
-        """The model to ask, and through what; None asks the default.
+        """The model to ask, and through what; None asks the server's default.
 
         Args:
+            default_of: whose default it is, where the viewer did not name it: a failure says so, and blames no input.
             has_own: False where the viewer is known to have brought along nothing, so that it need not be read.
 
         Raises:
             ModelUnavailableError: it is not offered, or no model is.
             ProviderKeyMissingError: it is, but no key leads to it.
         """
-        return await self.resolve_for(connection, viewer.id, model_id, has_own=has_own)
+        return await self.resolve_for(connection, viewer.id, model_id, default_of=default_of, has_own=has_own)
 
     async def resolve_for(
-        self, connection: Connection, owner_id: UUID, model_id: str | None, *, has_own: bool = True
+        self,
+        connection: Connection,
+        owner_id: UUID,
+        model_id: str | None,
+        *,
+        default_of: DefaultOf | None = None,
+        has_own: bool = True,
     ) -> tuple[ModelRecord, Provider]:
         """As `resolve`, for a user who is not asking now."""
         own = await self._read_own(connection, owner_id) if has_own else NOTHING_OWN
         try:
             return self.registry.resolve(model_id, own)
         except UnknownModelError as error:
-            raise ModelUnavailableError from error
+            if default_of is None:
+                raise ModelUnavailableError(field="modelId") from error
+            raise ModelUnavailableError(_gone(default_of), field=None) from error
         except MissingKeyError as error:
-            raise ProviderKeyMissingError(_missing(error)) from error
+            field = "modelId" if default_of is None else None
+            raise ProviderKeyMissingError(_missing(error, default_of), field=field) from error
 
     async def _own(self, viewer: Viewer) -> OwnAccess:
         async with self._database.acquire() as connection:
@@ -92,7 +116,21 @@ def _may_be_own(model_id: str) -> bool:
     return model_id.startswith(CUSTOM)
 
 
-def _missing(error: MissingKeyError) -> str:
+def _gone(default_of: DefaultOf) -> str:
+    return (
+        f"The default model of {default_of} is not available any more; choose another there, or name a model with "
+        "`modelId`. `models` lists those that are available."
+    )
+
+
+def _missing(error: MissingKeyError, default_of: DefaultOf | None) -> str:
     if error.unreadable is not None:
-        return f"Your key for {error.unreadable} cannot be read any more; enter it again, or choose another model."
-    return f"This model needs a key of yours for {' or '.join(error.providers)}; add one, or choose another model."
+        lacks, mend = f"Your key for {error.unreadable} cannot be read any more", "enter it again"
+        if default_of is not None:
+            lacks += f", and the default model of {default_of} needs it"
+    else:
+        model = "This model" if default_of is None else f"The default model of {default_of}"
+        lacks, mend = f"{model} needs a key of yours for {' or '.join(error.providers)}", "add one"
+    if default_of is None:
+        return f"{lacks}; {mend}, or choose another model."
+    return f"{lacks}; {mend}, choose another model there, or name one with `modelId`."

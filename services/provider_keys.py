@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,6 +31,8 @@ CUSTOM = "custom:"
 MAX_KEY_CHARS = 500
 # Of a shorter key, four characters would be too much of it.
 _SHORTEST_SHOWN = 12
+# Of so many unreadable keys it is remembered that the log has them.
+_MAX_LOGGED = 4_096
 
 _UNREADABLE = "This key cannot be read any more; enter it again."
 _UNKNOWN = "This server has no provider of this name any more."
@@ -92,6 +95,7 @@ class ProviderKeys:
         self._database = database
         self._vault = vault
         self._names = names
+        self._logged: OrderedDict[int, None] = OrderedDict()
 
     async def list(self, viewer: Viewer) -> Sequence[ProviderKeyRecord]:
         """The viewer's keys for providers that the server knows, or knew, by name. Not those of custom providers."""
@@ -136,12 +140,21 @@ class ProviderKeys:
         }
 
     def opened(self, owner_id: UUID, provider: str, ciphertext: bytes, last_four: str) -> OwnKey:
-        """A stored key. One that cannot be read is no failure of anything else: it is logged, and its `key` is None."""
+        """A stored key. One that cannot be read is no failure of anything else: logged once, and its `key` is None."""
         try:
             return OwnKey(provider, self._vault.decrypt(owner_id, provider, ciphertext), last_four)
         except UnreadableKeyError as error:
-            log.warning("a user's key cannot be read: %s", error, extra={"owner_id": owner_id, "provider": provider})
+            self._log_once(hash((owner_id, provider, ciphertext)), error, owner_id, provider)
             return OwnKey(provider, None, last_four)
+
+    def _log_once(self, stored: int, error: UnreadableKeyError, owner_id: UUID, provider: str) -> None:
+        # It is read with every turn and every look at the settings. One that is entered again is another one.
+        if stored in self._logged:
+            return
+        self._logged[stored] = None
+        if len(self._logged) > _MAX_LOGGED:
+            self._logged.popitem(last=False)
+        log.warning("a user's key cannot be read: %s", error, extra={"owner_id": owner_id, "provider": provider})
 
     async def store(self, connection: Connection, owner_id: UUID, provider: str, key: str) -> Mapping[str, Any]:
         """Write a checked key; its row."""

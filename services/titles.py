@@ -23,6 +23,9 @@ from streams.tokens import estimate_tokens
 log = logging.getLogger(__name__)
 
 MAX_TITLE_CHARS = 80
+# What a model says beyond this is not waited for. No limit is sent to the vendor: its tokens would have to do for the
+# thinking too, and a model that thinks for longer would say nothing at all.
+_ENOUGH_CHARS = MAX_TITLE_CHARS * 4
 _DEADLINE_SECONDS = 30.0
 _QUESTION_CHARS = 4_000
 _INSTRUCTION = (
@@ -119,8 +122,10 @@ class Titles:
                 async with aclosing(provider.stream(request)) as events:
                     async for event in events:
                         match event:
-                            case TextDelta(text) if len(said) < MAX_TITLE_CHARS * 4:
+                            case TextDelta(text):
                                 said += text
+                                if len(said) >= _ENOUGH_CHARS:
+                                    break
                             case TokenUsage():
                                 usage = event
                             case Finish():

@@ -46,7 +46,7 @@ from services.generation import Generations
 from services.history import PromptLimits, estimate_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
-from services.models import Models
+from services.models import DefaultOf, Models
 from services.own_access import HAS_OWN
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
@@ -108,11 +108,11 @@ RETURNING id
 """
 # What is chosen where a turn names no model: its project's, else its owner's. The one that makes titles for its owner.
 _ASKER = f"""
-SELECT {HAS_OWN} AS has_own, s.title_model, coalesce(
-    (SELECT p.default_model FROM projects p WHERE p.owner_id = $1 AND p.id = coalesce($3, (
+SELECT {HAS_OWN} AS has_own, s.title_model, s.default_model, (
+    SELECT p.default_model FROM projects p WHERE p.owner_id = $1 AND p.id = coalesce($3, (
         SELECT t.project_id FROM threads t WHERE t.id = $2 AND t.owner_id = $1
-    ))), s.default_model
-) AS default_model
+    ))
+) AS project_model
 FROM (VALUES (1)) AS one LEFT JOIN settings s ON s.owner_id = $1
 """  # noqa: S608 - texts of ours
 # The question, the answer's placeholder and the stream, in the thread that what stands before gives.
@@ -424,8 +424,15 @@ class Turns:
         self._refuse_while_draining()
         async with self._database.acquire() as connection:
             asker = await connection.fetchrow(_ASKER, viewer.id, thread_id, project_id)
-            model_id = asker["default_model"] if request.model_id is None else request.model_id
-            model, provider = await self._models.resolve(connection, viewer, model_id, has_own=asker["has_own"])
+            chosen = (
+                (request.model_id, None),
+                (asker["project_model"], DefaultOf.PROJECT),
+                (asker["default_model"], DefaultOf.SETTINGS),
+            )
+            model_id, default_of = next((one for one in chosen if one[0] is not None), (None, None))
+            model, provider = await self._models.resolve(
+                connection, viewer, model_id, default_of=default_of, has_own=asker["has_own"]
+            )
         asked = orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])
         return _NewTurn(
             *(viewer, request, sha256(asked).digest(), thread_id, user_message_id, new_id()),

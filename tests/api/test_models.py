@@ -181,6 +181,42 @@ async def test_a_model_that_no_key_leads_to_is_refused_before_anything_is_writte
     assert (await client.run("{ threads { nodes { id } } }"))["threads"]["nodes"] == []
 
 
+async def test_a_default_that_cannot_be_asked_says_whose_it_is_and_how_to_go_on(client: Client, server: Server) -> None:
+    async def refused(model: str | None = None, **more: Any) -> tuple[str, str, str | None]:
+        with pytest.raises(GraphQLErrors) as caught:
+            await client.send("Hello", model=model, **more)  # type: ignore[arg-type]
+        return caught.value.code, caught.value.errors[0]["message"], caught.value.extensions.get("field")
+
+    await client.run(UPDATE, {"i": {"defaultModelId": "routed"}})
+    create = "mutation($i: CreateProjectInput!) { createProject(input: $i) { project { id } } }"
+    made = await client.run(create, {"i": {"name": "P", "defaultModelId": "both"}})
+    project = made["createProject"]["project"]["id"]
+    code, told, field = await refused()
+    assert (code, field) == ("PROVIDER_KEY_MISSING", None)
+    assert told.startswith("The default model of your settings needs a key of yours for OpenRouter; ")
+    await set_key(client, "openrouter", "my-openrouter-key")
+    turn = await client.send("Hello", model=None, projectId=project)  # type: ignore[arg-type]
+    await client.finish(turn["assistantMessage"]["id"])
+    # As if the operator's file had lost them.
+    async with server.database.acquire() as connection:
+        await connection.execute("UPDATE settings SET default_model = 'gone' WHERE default_model = 'routed'")
+        await connection.execute("UPDATE projects SET default_model = 'gone' WHERE default_model = 'both'")
+    for more, whose in (
+        ({}, "your settings"),
+        ({"projectId": project}, "the project"),
+        ({"threadId": turn["thread"]["id"]}, "the project"),
+    ):
+        code, told, field = await refused(**more)
+        assert (code, field) == ("MODEL_UNAVAILABLE", None)
+        assert told.startswith(f"The default model of {whose} is not available any more; ")
+        assert "`modelId`" in told
+        # Whoever names a model is told of that.
+        code, told, field = await refused("gone", **more)
+        assert (code, field) == ("MODEL_UNAVAILABLE", "modelId")
+        assert told.startswith("This model is not available")
+    assert await answered(client, "both", projectId=project) == "openrouter x/both my-openrouter-key"
+
+
 async def test_one_users_key_is_nobody_elses(client: Client, server: Server) -> None:
     await set_key(client, "openai", "my-openai-key")
     async with connect(server.address) as other:

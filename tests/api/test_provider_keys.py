@@ -9,13 +9,16 @@ import io
 import zipfile
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import orjson
 import pytest
 
 from server.runtime import Server
-from services.provider_keys import MAX_KEY_CHARS
+from services import provider_keys
+from services.encryption import Vault
+from services.provider_keys import MAX_KEY_CHARS, ProviderKeys
 from tests.accounts import download, key_of
 from tests.client import Client, GraphQLErrors
 from tests.unit.test_logs import server_log
@@ -166,6 +169,40 @@ async def test_a_key_that_cannot_be_read_disables_its_provider_and_nothing_else(
     assert (await client.finish(turn["assistantMessage"]["id"]))["status"] == "COMPLETE"
     assert (await set_key(client))["usable"] is True
     assert await opened(server, client) == {"openai": CANARY, "groq": "the-key-of-groq"}
+
+
+async def test_a_key_that_cannot_be_read_is_logged_once_however_often_it_is_looked_at(
+    server: Server, client: Client, other: Client, rows: asyncpg.Connection
+) -> None:
+    told = "a user's key cannot be read"
+    for who in (client, other):
+        await set_key(who)
+        await rows.execute(BROKEN["a flipped bit"].replace("{ONE}", ONE), key_of(who))
+    with server_log() as logged:
+        for _ in range(3):
+            await opened(server, client)
+            await keys_of(client)
+        turn = await client.send("Hello")
+        await client.finish(turn["assistantMessage"]["id"])
+        assert logged.getvalue().count(told) == 1
+        await opened(server, other)
+        assert logged.getvalue().count(told) == 2
+        # One that was entered again and is lost again is news.
+        await set_key(client)
+        await rows.execute(BROKEN["a flipped bit"].replace("{ONE}", ONE), key_of(client))
+        await opened(server, client)
+        await opened(server, other)
+        assert logged.getvalue().count(told) == 3
+
+
+def test_no_more_than_so_many_unreadable_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_keys, "_MAX_LOGGED", 2)
+    keys = ProviderKeys(None, Vault([bytes(32)]), tuple)  # type: ignore[arg-type]
+    owner = uuid4()
+    with server_log() as logged:
+        for ciphertext in (b"1", b"2", b"3", b"3", b"2", b"1"):
+            assert keys.opened(owner, "openai", ciphertext, "").key is None
+    assert logged.getvalue().count("a user's key cannot be read") == 4
 
 
 async def test_a_key_of_a_provider_that_is_gone_is_shown_and_can_be_deleted(

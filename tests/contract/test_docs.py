@@ -11,6 +11,7 @@ import pytest
 
 from config import Settings, settings_page
 from providers.base import FailureCode
+from providers.catalog import Ability, load_catalog
 from providers.scripted import BUILT_IN_SCRIPTS
 from server.graphql_socket import NOT_READING, PROTOCOL, SocketTimes
 from server.ingest import MAX_ANSWER_BYTES, MAX_AT_ONCE, PARAMETERS, IngestLimits
@@ -141,6 +142,42 @@ def test_the_page_of_providers_lists_every_failure() -> None:
     page = (ROOT / "docs/providers.md").read_text()
     for name in FailureCode.__members__:
         assert f"| `{name}`" in page, name
+
+
+def table(page: str, first: str) -> list[list[str]]:
+    """The rows of the table whose first column is called so, its head first."""
+    lines = page[page.index(f"\n| {first} |") :].lstrip().split("\n\n")[0].splitlines()
+    return [line.strip("| ").split(" | ") for line in lines if not line.startswith("| ---")]
+
+
+def test_the_page_of_providers_has_a_tested_or_refused_cell_for_every_provider_and_ability() -> None:
+    page = (ROOT / "docs/providers.md").read_text()
+    tests = {name.strip("`"): test.strip("`").split("::") for name, test in table(page, "name")[1:]}
+    for path, test in tests.values():
+        assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+    head, *rows = table(page, "provider")
+    providers = load_catalog().providers
+    assert [row[0] for row in rows] == [one.label for one in providers.values()] + ["Custom endpoints", "Scripted"]
+    cells = [cell for row in rows for cell in row[1:]]
+    assert {len(row) for row in rows} == {len(head)}
+    named = [set(re.findall(r"`([a-z-]+)`", cell)) for cell in cells]
+    for cell, names in zip(cells, named, strict=True):
+        assert cell.startswith("not offered") or names, cell
+        assert names <= tests.keys(), cell
+    assert set.union(*named) == tests.keys(), "a test that no cell names"
+
+
+def test_the_page_of_providers_offers_what_the_file_of_models_does() -> None:
+    head, *rows = table((ROOT / "docs/providers.md").read_text(), "provider")
+    catalog = load_catalog()
+    columns = {"images in": Ability.VISION, "PDFs in": Ability.PDF, "image output": Ability.IMAGE_OUTPUT}
+    for (name, endpoint), row in zip(catalog.providers.items(), rows, strict=False):
+        for column, ability in columns.items():
+            offered = any(
+                name in model.providers and ability in (model.abilities or ()) and ability not in endpoint.lacks
+                for model in catalog.models.values()
+            )
+            assert row[head.index(column)].startswith("not offered") is not offered, (name, column)
 
 
 def test_the_protocol_of_the_docs_is_the_servers() -> None:

@@ -281,6 +281,23 @@ async def test_what_a_model_says_becomes_one_short_line(author: Client, said: li
     assert await title_other_than(author, turn["thread"]["id"], question) == title
 
 
+@pytest.mark.parametrize("words", ["words ", " "], ids=["words", "blanks"])
+async def test_a_model_that_never_ends_is_left_once_it_has_said_more_than_a_title(
+    author: Client, driven: Server, words: str
+) -> None:
+    question = f"Endless {uuid.uuid4()}"
+    prompt = _INSTRUCTION + question
+    for _ in range(400):
+        SCRIPTS.driven.queue(prompt).put_nowait(TextDelta(words))
+    turn = await author.send(question)
+    async with asyncio.timeout(DEADLINE_SECONDS / 3):
+        await SCRIPTS.driven.closing(prompt).wait()
+    # The vendor has not counted it.
+    assert [row[-1] for row in await title_usage(driven, turn)] == [True]
+    assert await title_of(author, turn["thread"]["id"]) == ("words " * 12 + "words…" if words.strip() else question)
+    assert SCRIPTS.driven.queue(prompt).qsize() >= 400 - 320
+
+
 async def test_half_a_character_without_reported_usage_costs_no_title(author: Client) -> None:
     question = f"Half {uuid.uuid4()}"
     say(question, TextDelta("a\ud83d"))
