@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import asyncpg
@@ -19,10 +21,15 @@ from services.models import Models
 from services.paging import FIRST_ID, LAST_ID, AgePosition, Page, PageRequest
 from services.viewer import Viewer
 
+if TYPE_CHECKING:
+    from asyncpg import Connection
+
 MAX_NAME_BYTES = 400
 MAX_DESCRIPTION_BYTES = 4_000
 MAX_ICON_BYTES = 64
 MAX_PROMPT_BYTES = 32_768
+# More threads than these are not told one by one when their project ends: who follows the feed is told to fetch anew.
+MAX_TOLD_THREADS = 1_000
 _DELETED_AT_ONCE = 100
 # One statement may move the threads of years.
 _STATEMENT_SECONDS = 50.0
@@ -174,18 +181,19 @@ class Projects:
             # Threads before their project, as every move locks them.
             rows = await connection.fetch(_LOCK_THREADS, project_id, viewer.id, timeout=_STATEMENT_SECONDS)
             thread_ids = [row["id"] for row in rows]
-            # The foreign key moves the threads out: of a project that is there each would write the count anew.
-            deleted = await connection.fetchval(
-                "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id",
-                *(project_id, viewer.id),
-                timeout=_STATEMENT_SECONDS,
-            )
-            if deleted is None:
-                raise NotFoundError("project", field="projectId")
-            if delete_threads:
-                for start in range(0, len(thread_ids), _DELETED_AT_ONCE):
-                    some = thread_ids[start : start + _DELETED_AT_ONCE]
-                    await thread_deletion.delete_threads(connection, some)
+            async with _telling(connection, viewer, len(thread_ids)):
+                # The foreign key moves the threads out: of a project that is there each would write the count anew.
+                deleted = await connection.fetchval(
+                    "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id",
+                    *(project_id, viewer.id),
+                    timeout=_STATEMENT_SECONDS,
+                )
+                if deleted is None:
+                    raise NotFoundError("project", field="projectId")
+                if delete_threads:
+                    for start in range(0, len(thread_ids), _DELETED_AT_ONCE):
+                        some = thread_ids[start : start + _DELETED_AT_ONCE]
+                        await thread_deletion.delete_threads(connection, some)
         for thread_id in live:
             # An answer that began since then has lost its stream row; this makes it notice at once.
             await self._end_live(thread_id)
@@ -224,3 +232,17 @@ class Projects:
         if row is None:
             raise NotFoundError("project", field="projectId")
         return ProjectRecord.from_row(row)
+
+
+@asynccontextmanager
+async def _telling(connection: Connection, viewer: Viewer, threads: int) -> AsyncIterator[None]:
+    """For the last statements of a transaction, which change so many threads: tells of a great many by one reset."""
+    if threads <= MAX_TOLD_THREADS:
+        yield
+        return
+    await connection.execute("SET LOCAL threadgraph.quiet = 'on'")
+    yield
+    # The triggers that would tell of every row run now, while it is quiet, and not at the commit.
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE", timeout=_STATEMENT_SECONDS)
+    await connection.execute("SET LOCAL threadgraph.quiet = 'off'")
+    await connection.execute("SELECT record_change($1, 'RESET', NULL)", viewer.id)

@@ -11,6 +11,7 @@ import pytest
 
 from models.ids import IdKind, parse_id
 from server.runtime import Server
+from services import projects
 from tests.client import Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
 
@@ -292,6 +293,25 @@ async def test_the_end_of_a_project_is_told_once_and_so_is_each_thread_that_it_m
             *(("THREAD", parse_id(IdKind.THREAD, one)) for one in threads),
         ]
     )
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_the_end_of_a_project_of_very_many_threads_is_told_by_one_reset(
+    client: Client, server: Server, monkeypatch: pytest.MonkeyPatch, threads: bool
+) -> None:
+    monkeypatch.setattr(projects, "MAX_TOLD_THREADS", 2)
+    monkeypatch.setattr(projects, "_DELETED_AT_ONCE", 2)
+    project = (await create(client))["id"]
+    kept = await thread(client)
+    gone = [await thread(client, projectId=project) for _ in range(3)]
+    assert await told_of_deletion(server, client, project, threads=threads) == [("RESET", None)]
+    assert set(await listed(client)) == ({kept} if threads else {kept, *gone})
+    assert await listed(client, inProject=True) == []
+    # And it is loud again afterwards.
+    project = (await create(client))["id"]
+    assert await told_of_deletion(server, client, project, threads=threads) == [
+        ("PROJECT_DELETED", parse_id(IdKind.PROJECT, project))
+    ]
 
 
 async def test_a_project_that_ends_with_its_threads_counts_none_of_them(client: Client, server: Server) -> None:
