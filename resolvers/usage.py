@@ -46,8 +46,8 @@ class UsageSubscription:
     """Subscriptions."""
 
     @strawberry.subscription(
-        description="The report now, then again after each finished message of the viewer, and when a new hour or day "
-        "begins. What ends within a quarter of a second comes in one report."
+        description="The report now, then again after each finished message of the viewer, an import and a claim, and "
+        "when a new hour or day begins. What ends within a quarter of a second comes in one report."
     )
     async def usage(
         self, info: Info, timeframe: TimeframeArgument, timezone: TimezoneArgument = "UTC"

@@ -129,9 +129,11 @@ kept AS (
     INSERT INTO sweep_tasks (kind, subject, due_at) SELECT 'ATTACHMENT', id::text, expires_at FROM kept
 )
 """
+# The owner before the attachment, as a claim and the end of an account lock them: what is kept refers to the owner.
 _DELETE = f"""
 WITH gone AS (
-    DELETE FROM attachments WHERE id = $1 AND owner_id = $2 RETURNING *
+    DELETE FROM attachments
+    WHERE id = $1 AND owner_id = (SELECT id FROM users WHERE id = $2 FOR KEY SHARE) RETURNING *
 ), {_KEPT_PROMISES}
 SELECT id FROM gone
 """  # noqa: S608
@@ -142,6 +144,9 @@ _DUE = """
 SELECT id, subject FROM sweep_tasks WHERE kind = $1 AND due_at <= now() ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 _DONE = "DELETE FROM sweep_tasks WHERE id = ANY($1::bigint[])"
+_LOCK_OWNERS = """
+SELECT FROM users WHERE id IN (SELECT owner_id FROM attachments WHERE id = ANY($1::uuid[])) ORDER BY id FOR KEY SHARE
+"""
 _LOCK_ATTACHMENTS = "SELECT id FROM attachments WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE"
 _DELETE_ATTACHMENTS = f"""
 WITH gone AS (
@@ -357,6 +362,7 @@ class Attachments:
         async with self._database.transaction() as connection:
             tasks = await connection.fetch(_DUE, "ATTACHMENT", limit)
             ids = sorted({UUID(task["subject"]) for task in tasks})
+            await connection.execute(_LOCK_OWNERS, ids)
             await connection.fetch(_LOCK_ATTACHMENTS, ids)
             await connection.execute(_DELETE_ATTACHMENTS, ids)
             await connection.execute(_DONE, [task["id"] for task in tasks])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING
@@ -27,15 +28,18 @@ MAX_NAME_BYTES = 400
 MAX_DESCRIPTION_BYTES = 4_000
 MAX_ICON_BYTES = 64
 MAX_PROMPT_BYTES = 32_768
+# More threads than these are not told one by one when their project ends: who follows the feed is told to fetch anew.
+MAX_TOLD_THREADS = 1_000
 _DELETED_AT_ONCE = 100
+# One statement may move the threads of years.
+_STATEMENT_SECONDS = 50.0
 
 _FIND = f"SELECT {PROJECT_COLUMNS} FROM projects WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 _ADD = f"""
 INSERT INTO projects (id, owner_id, name, description, color, icon, prompt, default_model)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {PROJECT_COLUMNS}
 """  # noqa: S608
-_THREADS_LEFT = "SELECT id FROM threads WHERE project_id = $1 AND owner_id = $2 ORDER BY id LIMIT $3 FOR UPDATE"
-_LOCK_THREADS = "SELECT FROM threads WHERE project_id = $1 AND owner_id = $2 ORDER BY id FOR UPDATE"
+_LOCK_THREADS = "SELECT id FROM threads WHERE project_id = $1 AND owner_id = $2 ORDER BY id FOR UPDATE"
 _LIVE_THREADS = """
 SELECT t.id FROM threads t JOIN messages m ON m.thread_id = t.id AND m.status = 'STREAMING'
 WHERE t.project_id = $1 AND t.owner_id = $2
@@ -175,24 +179,24 @@ class Projects:
                 await self._end_live(thread_id)
         async with self._database.transaction() as connection:
             # Threads before their project, as every move locks them.
-            if delete_threads:
-                while ids := await self._threads_left(connection, viewer, project_id):
-                    await thread_deletion.delete_threads(connection, ids)
-            else:
-                # The foreign key moves them out, when the project is gone: before, each would write its count anew.
-                await connection.execute(_LOCK_THREADS, project_id, viewer.id)
-            deleted = await connection.fetchval(
-                "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id", project_id, viewer.id
-            )
-            if deleted is None:
-                raise NotFoundError("project", field="projectId")
+            rows = await connection.fetch(_LOCK_THREADS, project_id, viewer.id, timeout=_STATEMENT_SECONDS)
+            thread_ids = [row["id"] for row in rows]
+            async with _telling(connection, viewer, len(thread_ids)):
+                # The foreign key moves the threads out: of a project that is there each would write the count anew.
+                deleted = await connection.fetchval(
+                    "DELETE FROM projects WHERE id = $1 AND owner_id = $2 RETURNING id",
+                    *(project_id, viewer.id),
+                    timeout=_STATEMENT_SECONDS,
+                )
+                if deleted is None:
+                    raise NotFoundError("project", field="projectId")
+                if delete_threads:
+                    for start in range(0, len(thread_ids), _DELETED_AT_ONCE):
+                        some = thread_ids[start : start + _DELETED_AT_ONCE]
+                        await thread_deletion.delete_threads(connection, some)
         for thread_id in live:
             # An answer that began since then has lost its stream row; this makes it notice at once.
             await self._end_live(thread_id)
-
-    async def _threads_left(self, connection: Connection, viewer: Viewer, project_id: UUID) -> list[UUID]:
-        rows = await connection.fetch(_THREADS_LEFT, project_id, viewer.id, _DELETED_AT_ONCE)
-        return [row["id"] for row in rows]
 
     async def _checked(self, viewer: Viewer, values: ProjectValues, given: set[str]) -> dict[str, str | None]:
         checked: dict[str, str | None] = {}
@@ -228,3 +232,17 @@ class Projects:
         if row is None:
             raise NotFoundError("project", field="projectId")
         return ProjectRecord.from_row(row)
+
+
+@asynccontextmanager
+async def _telling(connection: Connection, viewer: Viewer, threads: int) -> AsyncIterator[None]:
+    """For the last statements of a transaction, which change so many threads: tells of a great many by one reset."""
+    if threads <= MAX_TOLD_THREADS:
+        yield
+        return
+    await connection.execute("SET LOCAL threadgraph.quiet = 'on'")
+    yield
+    # The triggers that would tell of every row run now, while it is quiet, and not at the commit.
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE", timeout=_STATEMENT_SECONDS)
+    await connection.execute("SET LOCAL threadgraph.quiet = 'off'")
+    await connection.execute("SELECT record_change($1, 'RESET', NULL)", viewer.id)

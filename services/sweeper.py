@@ -30,10 +30,12 @@ AND EXISTS (SELECT FROM messages m WHERE m.thread_id = t.id AND m.status = 'STRE
 _EXPIRED = f"""
 SELECT id FROM threads t
 WHERE expires_at <= now() AND ({_IDLE} OR expires_at < now() - make_interval(secs => {_LIVE_GRACE_SECONDS}))
+AND id <> ALL($1::uuid[])
 ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 _RETIRED = f"""
-SELECT id FROM threads t WHERE updated_at < now() - make_interval(secs => $1) AND {_IDLE}
+SELECT id FROM threads t WHERE updated_at < now() - make_interval(secs => $2) AND {_IDLE}
+AND id <> ALL($1::uuid[])
 ORDER BY updated_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 _ENDED_SHARES = """
@@ -158,14 +160,28 @@ class Sweeper:
         return await self._delete_one_by_one("retired_threads", _RETIRED, limit, self._retention.threads)
 
     async def _delete_one_by_one(self, name: str, statement: str, limit: int, *values: object) -> int:
-        for done in range(limit):
-            async with self._database.transaction() as connection:
-                thread_id = await connection.fetchval(statement, *values)
+        """Delete at most so many threads, and pass by those that cannot be deleted now: they must not keep the rest."""
+        done = 0
+        passed: list[UUID] = []
+        while done < limit and len(passed) < limit:
+            thread_id: UUID | None = None
+            try:
+                async with self._database.transaction() as connection:
+                    thread_id = await connection.fetchval(statement, passed, *values)
+                    if thread_id is None:
+                        break
+                    await delete_threads(connection, [thread_id])
+            except Exception:
+                # Without a thread there is no database, and none for the rest either.
                 if thread_id is None:
-                    return done
-                await delete_threads(connection, [thread_id])
+                    raise
+                passed.append(thread_id)
+                self.failed += 1
+                log.exception("a thread could not be deleted; it is tried again")
+                continue
+            done += 1
             self.done[name] += 1
-        return limit
+        return done
 
     async def _ended_shares(self, limit: int) -> int:
         return await self._rows("ended_shares", _ENDED_SHARES, limit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 _PAUSE_SECONDS = 0.25
 # Also without anything used: a new hour or day may have begun.
 _LOOK_SECONDS = 15.0
-# An end that is committed after a report was read began no longer ago than this; see `_MARK`.
-_LATE_COMMITS = timedelta(hours=1)
 
 _SUMS = """
     sum(requests)::bigint AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
@@ -43,8 +41,9 @@ SELECT width_bucket(began_at, $4::timestamptz[]) - 1 AS bucket, model, {_SUMS}
 FROM usage_quarters WHERE owner_id = $1 AND began_at >= $2 AND began_at < $3
 GROUP BY bucket, model
 """  # noqa: S608 - only column names are put in
-# Whether anything was written since a report, for a few rows: an event's time is the beginning of its transaction.
-_MARK = "SELECT coalesce(sum(requests), 0)::bigint FROM usage_quarters WHERE owner_id = $1 AND began_at >= $2"
+# Whether anything may have been used since a report, by one probe of an index: what writes usage tells the feed in the
+# same transaction. So do an import and a claim, and theirs may be of any time.
+_MARK = "SELECT max(id) FROM changes WHERE owner_id = $1"
 _THREADS = """
 SELECT thread_id, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens,
     sum(completion_tokens) AS completion_tokens, sum(reasoning_tokens) AS reasoning_tokens,
@@ -128,24 +127,22 @@ class Usage:
             return await read_report(connection, viewer.id, usage_window(timeframe, zone, now))
 
     async def follow(self, viewer: Viewer, timeframe: Timeframe, zone: ZoneInfo) -> AsyncGenerator[UsageReport, None]:
-        """The report now, then again after each finished message, and when a new hour or day begins.
+        """The report now, then again after each finished message, import and claim, and when a new hour or day begins.
 
         What ends within a quarter of a second comes in one report; the last one always tells of everything.
         """
         told: UsageReport | None = None
-        mark, since = -1, datetime.min.replace(tzinfo=UTC)
+        mark: int | None = None
         with self._wakeups.watch(viewer.id) as watch:
             while True:
                 async with self._database.acquire() as connection:
                     now: datetime = await connection.fetchval("SELECT now()")
                     window = usage_window(timeframe, zone, now)
-                    same = told is not None and window == told.window
                     report = told
-                    if not same or await connection.fetchval(_MARK, viewer.id, since) != mark:
-                        since = now - _LATE_COMMITS
-                        # Before the report: what comes between the two is noticed as a change, and told of twice at
-                        # worst.
-                        mark = await connection.fetchval(_MARK, viewer.id, since)
+                    # Before the report: what comes between the two is noticed as a change, and told of twice at worst.
+                    newest: int | None = await connection.fetchval(_MARK, viewer.id)
+                    if told is None or window != told.window or newest != mark:
+                        mark = newest
                         report = await read_report(connection, viewer.id, window)
                 if report is not None and report != told:
                     told = report

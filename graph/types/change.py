@@ -29,7 +29,9 @@ class ChangesResetReason(Enum):
     STARTED = strawberry.enum_value("STARTED", description="The subscription began without `after`.")
     EXPIRED = strawberry.enum_value("EXPIRED", description="`after` is older than the feed is kept.")
     REPLACED = strawberry.enum_value(
-        "REPLACED", description="So much came at once, by an import, a claim or a fork, that it is not told one by one."
+        "REPLACED",
+        description="So much changed at once, by an import, a claim, a fork or the end of a project, that it is not "
+        "told one by one.",
     )
 
 

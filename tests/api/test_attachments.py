@@ -552,6 +552,33 @@ async def sent_by_link(server: Server, client: Client, size: int) -> str:
     return str(upload["attachment"]["id"])
 
 
+@pytest.mark.parametrize("who", ["its owner", "a sweeper"])
+async def test_who_deletes_an_attachment_holds_nothing_while_they_wait_for_its_owner(
+    server: Server, client: Client, who: str
+) -> None:
+    attachment_id = (await reserve(client, 100_000))["attachment"]["id"]
+    attachment, owner = key_of(attachment_id), parse_id(IdKind.USER, client.id)
+    if who == "a sweeper":
+        async with database(server) as connection:
+            await connection.execute("UPDATE attachments SET expires_at = now() WHERE id = $1", attachment)
+            await connection.execute("UPDATE sweep_tasks SET due_at = now() WHERE subject = $1", str(attachment))
+    async with database(server) as claim, asyncio.timeout(20):
+        async with claim.transaction():
+            # As a claim does it: the users, then what is theirs.
+            await claim.execute("SELECT FROM users WHERE id = $1 FOR UPDATE", owner)
+            deletion = asyncio.create_task(
+                sweep(server) if who == "a sweeper" else client.run(DELETE, {"id": attachment_id})
+            )
+            # Fresh each time: within a transaction, what other sessions do is read once.
+            async with database(server) as watcher:
+                waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid)))"
+                while not await watcher.fetchval(waiting, claim.get_server_pid()):
+                    await asyncio.sleep(0.01)
+            await claim.execute("SELECT FROM attachments WHERE id = $1 FOR UPDATE NOWAIT", attachment)
+        await deletion
+    assert not await rows(server, attachment_id)
+
+
 @pytest.mark.parametrize("completed", [False, True])
 async def test_a_link_counts_as_long_as_it_can_be_used_though_its_attachment_was_deleted(
     strict: Server, limited: Client, completed: bool

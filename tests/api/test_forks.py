@@ -335,7 +335,7 @@ async def test_a_fork_whose_project_is_deleted_meanwhile_is_in_none(
     turn = await ended(client, await client.send("One", projectId=project))
     deleting = database.transaction()
     await deleting.start()
-    # As `deleteProject` does: it holds the project's row before it deletes it, by the count of the threads it moves.
+    # Its row is held before it is deleted, as by whoever counts its threads.
     key = parse_id(IdKind.PROJECT, project)
     await database.execute("UPDATE projects SET thread_count = thread_count WHERE id = $1", key)
     forking = asyncio.create_task(fork(client, turn["assistantMessage"]["id"]))

@@ -11,8 +11,18 @@ import pytest
 
 from models.ids import IdKind, parse_id
 from server.runtime import Server
+from services import projects
 from tests.client import Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
+
+# The count of a project's threads cannot be written.
+_UNCOUNTED = """
+CREATE FUNCTION uncounted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE 'counted';
+END $$;
+CREATE TRIGGER uncounted BEFORE UPDATE OF thread_count ON projects FOR EACH ROW EXECUTE FUNCTION uncounted();
+"""
 
 FIELDS = "id name description color icon prompt defaultModel { id } archived threadCount createdAt updatedAt"
 
@@ -257,27 +267,65 @@ async def test_deleting_a_project_moves_its_threads_out(client: Client) -> None:
     assert (await client.run("query($id: ID!) { project(id: $id) { id } }", {"id": project}))["project"] is None
 
 
-async def test_the_end_of_a_project_is_told_once_and_so_is_each_thread_that_it_moves_out(
-    client: Client, server: Server
-) -> None:
-    project = (await create(client))["id"]
-    threads = [await thread(client, projectId=project) for _ in range(3)]
+async def told_of_deletion(server: Server, client: Client, project: str, *, threads: bool) -> list[tuple[str, Any]]:
+    """What the feed is told when a project is deleted, in the order of kinds and ids."""
     connection = await asyncpg.connect(server.database.url)
     try:
         before = await connection.fetchval("SELECT max(id) FROM changes")
-        await delete(client, project)
+        await delete(client, project, threads=threads)
         told = await connection.fetch(
             "SELECT kind, object_id FROM changes WHERE id > $1 AND owner_id = $2",
             *(before, parse_id(IdKind.USER, client.id)),
         )
     finally:
         await connection.close()
-    assert sorted(told) == sorted(
+    return sorted((row["kind"], row["object_id"]) for row in told)
+
+
+async def test_the_end_of_a_project_is_told_once_and_so_is_each_thread_that_it_moves_out(
+    client: Client, server: Server
+) -> None:
+    project = (await create(client))["id"]
+    threads = [await thread(client, projectId=project) for _ in range(3)]
+    assert await told_of_deletion(server, client, project, threads=False) == sorted(
         [
             ("PROJECT_DELETED", parse_id(IdKind.PROJECT, project)),
             *(("THREAD", parse_id(IdKind.THREAD, one)) for one in threads),
         ]
     )
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_the_end_of_a_project_of_very_many_threads_is_told_by_one_reset(
+    client: Client, server: Server, monkeypatch: pytest.MonkeyPatch, threads: bool
+) -> None:
+    monkeypatch.setattr(projects, "MAX_TOLD_THREADS", 2)
+    monkeypatch.setattr(projects, "_DELETED_AT_ONCE", 2)
+    project = (await create(client))["id"]
+    kept = await thread(client)
+    gone = [await thread(client, projectId=project) for _ in range(3)]
+    assert await told_of_deletion(server, client, project, threads=threads) == [("RESET", None)]
+    assert set(await listed(client)) == ({kept} if threads else {kept, *gone})
+    assert await listed(client, inProject=True) == []
+    # And it is loud again afterwards.
+    project = (await create(client))["id"]
+    assert await told_of_deletion(server, client, project, threads=threads) == [
+        ("PROJECT_DELETED", parse_id(IdKind.PROJECT, project))
+    ]
+
+
+async def test_a_project_that_ends_with_its_threads_counts_none_of_them(client: Client, server: Server) -> None:
+    project = (await create(client))["id"]
+    for _ in range(3):
+        await thread(client, projectId=project)
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        await connection.execute(_UNCOUNTED)
+        await delete(client, project, threads=True)
+    finally:
+        await connection.execute("DROP FUNCTION uncounted CASCADE")
+        await connection.close()
+    assert await listed(client) == []
 
 
 async def test_deleting_a_project_with_its_threads_ends_what_is_live_and_leaves_nothing(

@@ -134,6 +134,39 @@ async def test_no_statement_deletes_more_of_a_long_thread_than_a_batch(
     assert await find(client, thread_id) is None
 
 
+# The thread of this title cannot be deleted.
+_STUCK = """
+CREATE FUNCTION stuck() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE 'this one stays';
+END $$;
+CREATE TRIGGER stuck BEFORE DELETE ON threads
+    FOR EACH ROW WHEN (OLD.title = 'Stuck') EXECUTE FUNCTION stuck();
+"""
+
+
+@pytest.mark.parametrize("why", ["expired", "retired"])
+async def test_a_thread_that_cannot_be_deleted_keeps_no_other(server: Server, client: Client, why: str) -> None:
+    stuck, *others = [(await ended(client))["thread"]["id"] for _ in range(3)]
+    await sql(server, "UPDATE threads SET title = 'Stuck' WHERE id = $1", parse_id(IdKind.THREAD, stuck))
+    column = "expires_at" if why == "expired" else "updated_at"
+    for years, thread_id in enumerate((stuck, *others)):
+        since = datetime(1998, 1, 1, tzinfo=UTC) + timedelta(days=365 * years)
+        await sql(server, f"UPDATE threads SET {column} = $2 WHERE id = $1", parse_id(IdKind.THREAD, thread_id), since)
+    node = sweeper(server, threads=20 * 365 * DAY)
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        await connection.execute(_STUCK)
+        await node.sweep()
+    finally:
+        await connection.execute("DROP FUNCTION stuck CASCADE")
+        await connection.close()
+    assert [bool(await find(client, thread_id)) for thread_id in (stuck, *others)] == [True, False, False]
+    assert node.failed == 1
+    await node.sweep()
+    assert await find(client, stuck) is None
+
+
 async def test_many_sweepers_at_once_delete_each_thread_once(server: Server, client: Client) -> None:
     turns = [await ended(client, temporary=True) for _ in range(6)]
     for turn in turns:

@@ -14,6 +14,7 @@ from models.ids import IdKind, new_id, parse_id
 from providers.base import FailureCode, ProviderFailure, TokenUsage
 from server.runtime import Server
 from streams.recovery import MAX_ATTEMPTS
+from tests.accounts import download, upload
 from tests.client import DEADLINE_SECONDS, Client, GraphQLErrors
 from tests.scripts import SCRIPTS, TextDelta
 
@@ -368,6 +369,30 @@ async def test_what_no_message_told_of_is_found_by_a_slow_look(server: Server, c
                 assert (await next_report(subscription))["totals"]["requests"] == requests
         finally:
             await connection.close()
+
+
+@pytest.mark.parametrize("how", ["import", "claim"])
+async def test_older_usage_that_is_brought_along_is_told_when_it_comes(
+    server: Server, client: Client, person: Client, how: str
+) -> None:
+    await finished(client, "priced")
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        for table, column in (("usage_events", "created_at"), ("usage_quarters", "began_at")):
+            await connection.execute(
+                f"UPDATE {table} SET {column} = {column} - interval '10 days' WHERE owner_id = $1",
+                parse_id(IdKind.USER, client.id),
+            )
+    finally:
+        await connection.close()
+    async with person.subscribe(FOLLOW, {"t": "MONTH"}) as subscription:
+        assert (await next_report(subscription))["totals"] == NOTHING
+        if how == "import":
+            assert (await upload(person, await download(client)))[0] == 200
+        else:
+            claim = "mutation($token: String!) { claimAnonymousData(input: {token: $token}) { threadCount } }"
+            await person.run(claim, {"token": client.token})
+        assert (await next_report(subscription))["totals"] == PRICED
 
 
 async def test_who_follows_no_more_leaves_nothing_behind(server: Server, client: Client) -> None:
