@@ -332,6 +332,27 @@ class Settings:
         "Most anonymous sessions a minute that one process begins for one address (behind a proxy all users share the "
         "proxy's), and ten times as many for all.",
     )
+    turns_per_minute: int = _setting(
+        "TURNS_PER_MINUTE",
+        _integer(0, 1_000_000),
+        60,
+        "Most questions, edits and retries a minute that one process takes from one user; 0: no limit.",
+    )
+    uploads_per_minute: int = _setting(
+        "UPLOADS_PER_MINUTE", _integer(0, 1_000_000), 120, "The same for files that are sent or announced."
+    )
+    shares_per_minute: int = _setting(
+        "SHARES_PER_MINUTE",
+        _integer(0, 1_000_000),
+        60,
+        "The same for links that are made, and forks of what one shows.",
+    )
+    key_changes_per_minute: int = _setting(
+        "KEY_CHANGES_PER_MINUTE",
+        _integer(0, 1_000_000),
+        60,
+        "The same for keys and endpoints that are saved: an endpoint's name is looked up each time.",
+    )
     session_secret: str | None = _setting(
         "SESSION_SECRET",
         _secret,

@@ -139,6 +139,10 @@ def product(place: Place, scripts: Path, *, name: str = "product", **more: str) 
         "SHUTDOWN_GRACE_SECONDS": "0",
         # Ten thousand users come at once, from one address; and one reads all answers.
         "ANONYMOUS_SESSIONS_PER_MINUTE": "1000000",
+        "TURNS_PER_MINUTE": "0",
+        "UPLOADS_PER_MINUTE": "0",
+        "SHARES_PER_MINUTE": "0",
+        "KEY_CHANGES_PER_MINUTE": "0",
         "MAX_SOCKETS_PER_USER": "20000",
         # Whoever runs a server watches it: what counting costs is part of every figure.
         "METRICS_TOKEN": "a-token-for-measuring-only",

@@ -50,7 +50,7 @@ class AttachmentMutation:
     ) -> UploadAttachmentPayload:
         viewer = info.context.viewer
         file: UploadedFile = input.file
-        record = await info.context.services.attachments.store(
+        record = await info.context.services.attachments.upload(
             viewer,
             file.chunks,
             name=file.name if input.name is None else input.name,

@@ -29,6 +29,7 @@ _STATUSES = {
     ErrorCode.NOT_FOUND.value: 404,
     ErrorCode.PAYLOAD_TOO_LARGE.value: 413,
     ErrorCode.QUOTA_EXCEEDED.value: 403,
+    ErrorCode.RATE_LIMITED.value: 429,
     ErrorCode.UNAVAILABLE.value: 503,
     ErrorCode.INTERNAL_SERVER_ERROR.value: 500,
 }
@@ -58,7 +59,7 @@ class AttachmentHttp:
             return error_response(415, ErrorCode.BAD_USER_INPUT, "Send the file itself as the body, not a form.")
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             return error_response(415, ErrorCode.BAD_USER_INPUT, "Send the file as it is, without Content-Encoding.")
-        record = await self._services.attachments.store(
+        record = await self._services.attachments.upload(
             viewer,
             pieces(request.content.readany),
             name=_name(request),

@@ -23,8 +23,8 @@ from server.bodies import pieces
 from server.graphql_http import error_response
 from server.ingest_bodies import with_key
 from server.origins import Origins
-from server.rates import Rates
 from services.errors import BadUserInputError, ErrorCode, PayloadTooLargeError
+from services.rates import Rates
 
 log = logging.getLogger(__name__)
 

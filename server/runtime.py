@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,7 +37,6 @@ from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
 from server.operations import Operations
 from server.pages import OK, Health
-from server.rates import Rates
 from server.vault import open_vault
 from services.accounts import Accounts
 from services.attachments import AttachmentLimits, Attachments
@@ -59,6 +59,7 @@ from services.models import Models
 from services.own_access import OwnAccessReader
 from services.projects import Projects
 from services.provider_keys import ProviderKeys
+from services.rates import Rates, UserRate
 from services.search import Search
 from services.settings import UserSettings
 from services.sharing import Sharing
@@ -113,6 +114,7 @@ class Server:
         resolve: asks for the addresses of users' endpoints, for tests; None: the system's name server.
         tracing: who makes spans, for tests; by default the settings say.
         socket_times: how long the clients of sockets are waited for, for tests.
+        clock: what the rates of users go by, for tests.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Server:
         resolve: Resolve | None = None,
         tracing: Tracing | None = None,
         socket_times: SocketTimes | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self._resolve = resolve
@@ -132,6 +135,7 @@ class Server:
         self._backend: ValkeyBackend | None = None
         self._tracing = tracing
         self._socket_times = socket_times or SocketTimes()
+        self._clock = clock
         self.address = ""
 
     @cached_property
@@ -205,6 +209,7 @@ class Server:
                 settings.attachment_url_seconds,
                 settings.unlinked_attachment_seconds,
             ),
+            self._rate(settings.uploads_per_minute, "uploads"),
         )
         images = GeneratedImages(self.database, attachments)
         self.generations = Generations(
@@ -214,13 +219,15 @@ class Server:
         self.accounts = Accounts(self.database, self.generations)
         stack.push_async_callback(self.accounts.close)
         registry = await self._registry()
-        provider_keys = self.provider_keys = ProviderKeys(self.database, vault, registry.providers.keys)
+        key_changes = self._rate(settings.key_changes_per_minute, "changes of keys and endpoints")
+        provider_keys = self.provider_keys = ProviderKeys(self.database, vault, registry.providers.keys, key_changes)
         self.custom_providers = CustomProviders(
             self.database,
             provider_keys,
             registry.providers.keys,
             check_endpoint=self._checked_endpoint,
             allowed=settings.custom_providers,
+            rate=key_changes,
         )
         own = OwnAccessReader(provider_keys, self.custom_providers)
         models = self.models = Models(self.database, registry, own.read)
@@ -535,10 +542,11 @@ class Server:
             max_history_chars=settings.max_history_chars,
             temporary_seconds=settings.temporary_thread_seconds,
             storage=storage,
+            rate=self._rate(settings.turns_per_minute, "questions"),
         )
         threads = Threads(self.database, end_live=self.generations.end_live)
         projects = Projects(self.database, models, end_live=self.generations.end_live)
-        sharing = Sharing(self.database, attachments)
+        sharing = Sharing(self.database, attachments, self._rate(settings.shares_per_minute, "links and forks"))
         user_settings = UserSettings(self.database, models)
         self.message_stream = MessageStream(
             self.hub, messages, self.generations, patience_seconds=1.5 * settings.lease_seconds + 2 * _REAP_SECONDS
@@ -573,6 +581,9 @@ class Server:
             accounts=self.accounts,
             exports=Exports(self.database, storage, secret=self._secret, address=self._address),
         )
+
+    def _rate(self, per_minute: int, what: str) -> UserRate:
+        return UserRate(per_minute, what, now=self._clock)
 
     async def _serve(self, services: Services, storage: Storage, ingest: Ingest | None) -> None:
         imports = self.imports = Imports(

@@ -38,6 +38,7 @@ from services.errors import (
 from services.file_types import PDF, UNKNOWN, FileFacts, Inspection, disposition, file_name, served_type
 from services.paging import AttachmentPosition, Page, PageRequest
 from services.pdf import MAX_BYTES, count_pages
+from services.rates import NO_RATE, UserRate
 from services.viewer import Viewer
 from storage.base import NoSuchKeyError, Storage, StorageError, StorageFullError, TooManyBytesError, new_key
 
@@ -199,10 +200,13 @@ class Upload:
 class Attachments:
     """The viewer's files."""
 
-    def __init__(self, database: Database, storage: Storage, limits: AttachmentLimits) -> None:
+    def __init__(
+        self, database: Database, storage: Storage, limits: AttachmentLimits, rate: UserRate = NO_RATE
+    ) -> None:
         self._database = database
         self._storage = storage
         self._limits = limits
+        self._rate = rate
         self._uploads: Counter[UUID] = Counter()
         self._counting = asyncio.Semaphore(_COUNTING_AT_ONCE)
 
@@ -234,6 +238,24 @@ class Attachments:
         if record.key is None:
             return None
         return await self.link(record.key, record.content_type, record.name)
+
+    async def upload(
+        self,
+        viewer: Viewer,
+        chunks: AsyncIterable[bytes],
+        *,
+        name: str,
+        content_type: str | None = None,
+        size: int | None = None,
+    ) -> AttachmentRecord:
+        """`store` for a file that the viewer sends: how many, is bounded. Of those that the server makes it is not.
+
+        Raises:
+            RateLimitedError: the viewer has sent or announced too many a moment ago.
+            CallerError: as `store`.
+        """
+        self._rate.check(viewer.id)
+        return await self.store(viewer, chunks, name=name, content_type=content_type, size=size)
 
     async def store(
         self,
@@ -280,12 +302,14 @@ class Attachments:
             BadUserInputError: the type or the size cannot be.
             PayloadTooLargeError, QuotaExceededError: it is too large.
             UnavailableError: the storage does not work.
+            RateLimitedError: as for `upload`.
         """
         content_type = content_type.strip().lower()
         if _TYPE.fullmatch(content_type) is None:
             raise BadUserInputError("This is not a content type such as image/png.", field="contentType")
         if size < 1:
             raise BadUserInputError("A file has at least one byte.", field="size")
+        self._rate.check(viewer.id)
         seconds = self._limits.url_seconds
         attachment_id, key, _ = await self._reserve(viewer, name, content_type, size, seconds + _PATIENCE_SECONDS)
         async with _storage_failures():

@@ -21,6 +21,7 @@ from models.text import is_storable
 from services.errors import BadUserInputError, ForbiddenError, NotFoundError, UnauthenticatedError
 from services.input import checked_line
 from services.provider_keys import CUSTOM, OwnKey, ProviderKeys, checked_provider_key, problem_of
+from services.rates import NO_RATE, UserRate
 from services.viewer import Viewer
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ class CustomProviders:
         check_endpoint: the base address in its normal form, if users may name it; raises ValueError with a sentence for
             them. The second argument says whether its name has to lead somewhere now.
         allowed: whether users may add endpoints; those that there are lead nowhere meanwhile.
+        rate: how often a user may save one.
     """
 
     def __init__(
@@ -229,12 +231,14 @@ class CustomProviders:
         *,
         check_endpoint: Callable[[str, bool], Awaitable[str]],
         allowed: bool,
+        rate: UserRate = NO_RATE,
     ) -> None:
         self._database = database
         self._keys = keys
         self._names = names
         self._check_endpoint = check_endpoint
         self._allowed = allowed
+        self._rate = rate
 
     async def find(self, viewer: Viewer) -> OwnProviders:
         """The viewer's, usable or not."""
@@ -255,12 +259,14 @@ class CustomProviders:
         Raises:
             ForbiddenError: the operator does not allow endpoints of users.
             BadUserInputError: a value cannot be accepted, or there are too many.
+            RateLimitedError: the viewer has changed keys or endpoints too often a moment ago.
         """
         if not self._allowed:
             raise ForbiddenError("This server does not let users add endpoints of their own.")
         self._check_slug(values.slug)
         name = checked_line(values.name, field="name", max_bytes=MAX_NAME_BYTES)
         key = checked_provider_key(values.key) if values.key_given and values.key is not None else None
+        self._rate.check(viewer.id)
         base_url = await self._checked_url(values.base_url)
         async with self._database.transaction() as connection:
             await _lock(connection, viewer)

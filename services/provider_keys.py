@@ -18,6 +18,7 @@ from models.text import is_storable
 from providers.event_stream import checked_key
 from services.encryption import UnreadableKeyError, Vault
 from services.errors import BadUserInputError, NotFoundError, UnauthenticatedError
+from services.rates import NO_RATE, UserRate
 from services.viewer import Viewer
 
 if TYPE_CHECKING:
@@ -89,13 +90,17 @@ class ProviderKeys:
 
     Args:
         names: the names of the providers that take a user's key.
+        rate: how often a user may change them.
     """
 
-    def __init__(self, database: Database, vault: Vault, names: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self, database: Database, vault: Vault, names: Callable[[], Collection[str]], rate: UserRate = NO_RATE
+    ) -> None:
         self._database = database
         self._vault = vault
         self._names = names
         self._logged: OrderedDict[int, None] = OrderedDict()
+        self._rate = rate
 
     async def list(self, viewer: Viewer) -> Sequence[ProviderKeyRecord]:
         """The viewer's keys for providers that the server knows, or knew, by name. Not those of custom providers."""
@@ -108,10 +113,12 @@ class ProviderKeys:
 
         Raises:
             BadUserInputError: there is no such provider, or this can be no key.
+            RateLimitedError: the viewer has changed keys or endpoints too often a moment ago.
         """
         if provider not in self._names():
             raise BadUserInputError("There is no provider of this name that takes a key.", field="provider")
         key = checked_provider_key(key)
+        self._rate.check(viewer.id)
         try:
             async with self._database.acquire() as connection:
                 row = await self.store(connection, viewer.id, provider, key)

@@ -30,6 +30,7 @@ from services.errors import BadUserInputError, NotFoundError, UnauthenticatedErr
 from services.forks import check_copied, copying
 from services.input import checked_expiry, checked_line
 from services.paging import Page, PageRequest, SharedPosition
+from services.rates import NO_RATE, UserRate
 from services.threads import MAX_TITLE_BYTES
 from services.viewer import Viewer
 
@@ -175,8 +176,9 @@ SELECT {THREAD_COLUMNS} FROM thread
 class Sharing:
     """Shares of the viewer's threads, and what anybody with a token sees of them."""
 
-    def __init__(self, database: Database, attachments: Attachments) -> None:
+    def __init__(self, database: Database, attachments: Attachments, rate: UserRate = NO_RATE) -> None:
         self._database = database
+        self._rate = rate
         self._attachments = attachments
 
     async def share(
@@ -197,11 +199,13 @@ class Sharing:
         Raises:
             BadUserInputError: title or time cannot be accepted, the thread has 100 links, or is too long to copy.
             NotFoundError: no such thread of the viewer's.
+            RateLimitedError: the viewer has made too many, or forked too often, a moment ago.
         """
         if title is not None:
             title = checked_line(title, field="title", max_bytes=MAX_TITLE_BYTES)
         if expires_at is not None:
             expires_at = checked_expiry(expires_at)
+        self._rate.check(viewer.id)
         async with self._database.transaction() as connection:
             thread = await connection.fetchrow(_LOCK_THREAD, thread_id, viewer.id)
             if thread is None:
@@ -290,9 +294,11 @@ class Sharing:
 
         Raises:
             NotFoundError: the token opens nothing.
+            RateLimitedError: as for `share`.
         """
         if _TOKEN.fullmatch(token) is None:
             raise NotFoundError("shared thread", field="token")
+        self._rate.check(viewer.id)
         try:
             async with self._database.transaction() as connection:
                 length = await connection.fetchrow(_LENGTH, token)

@@ -48,6 +48,7 @@ from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.models import DefaultOf, Models
 from services.own_access import HAS_OWN
+from services.rates import NO_RATE, UserRate
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
 from storage.base import Storage
@@ -280,6 +281,7 @@ class Turns:
         max_history_chars: int,
         temporary_seconds: float,
         storage: Storage,
+        rate: UserRate = NO_RATE,
     ) -> None:
         self._database = database
         self._hub = hub
@@ -291,6 +293,7 @@ class Turns:
         self._max_message_bytes = max_message_bytes
         self._max_history_chars = max_history_chars
         self._storage = storage
+        self._rate = rate
         self._temporary_seconds = temporary_seconds
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -313,6 +316,7 @@ class Turns:
             ThreadBusyError: an answer is being written in the thread.
             ConflictError: the key was used for something else.
             BudgetExceededError: the viewer's budget leaves no room for an answer.
+            RateLimitedError: the viewer has asked too much a moment ago.
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
         thread_id, begun = (None, place) if isinstance(place, NewThread) else (place, NewThread())
@@ -422,7 +426,11 @@ class Turns:
     ) -> _NewTurn:
         checked_key(request.idempotency_key)
         self._refuse_while_draining()
+        wait = self._rate.take(viewer.id)
         async with self._database.acquire() as connection:
+            # Who asks for the answer that a key has made before is no reason to begin another.
+            if wait and await connection.fetchrow(_TAKEN_KEY, viewer.id, request.idempotency_key) is None:
+                raise self._rate.refusal(wait)
             asker = await connection.fetchrow(_ASKER, viewer.id, thread_id, project_id)
             chosen = (
                 (request.model_id, None),

@@ -11,6 +11,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)/graphql")
+# Tests ask faster than people, as one user.
+_DEFAULTS = {
+    "PORT": "0",
+    "LOG_LEVEL": "WARNING",
+    "TURNS_PER_MINUTE": "0",
+    "UPLOADS_PER_MINUTE": "0",
+    "SHARES_PER_MINUTE": "0",
+    "KEY_CHANGES_PER_MINUTE": "0",
+}
 # Generous: the machine may be slow, and the tests beside this one start servers too.
 _START_SECONDS = 120.0
 
@@ -20,7 +29,7 @@ class ServerProcess:
 
     def __init__(self, **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
-        self.environment = kept | {"PORT": "0", "LOG_LEVEL": "WARNING"} | environment
+        self.environment = kept | _DEFAULTS | environment
         self.address = ""
         self.output = ""
 

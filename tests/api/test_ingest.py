@@ -21,8 +21,8 @@ from config import SettingsError
 from providers.http import make_client_session
 from server.ingest import MAX_ANSWER_BYTES, MAX_AT_ONCE, Ingest, IngestLimits
 from server.origins import Origins
-from server.rates import Rates
 from server.runtime import Server
+from services.rates import Rates
 from tests.client import Client, connect
 from tests.conftest import make_database, test_settings
 from tests.vendor_server import ReceivedRequest, VendorServer, Wire

@@ -114,6 +114,7 @@ class ServerProcess:
             "DATA_DIR": str(self._folder / "data"),
             "SCRIPTED_MODELS_FILE": str(models),
             "SHUTDOWN_GRACE_SECONDS": _GRACE_SECONDS,
+            "TURNS_PER_MINUTE": "0",
             "AUTH_JWKS_URL": f"{self._issuer}/api/auth/jwks",
             "AUTH_ISSUER": self._issuer,
             "AUTH_AUDIENCE": self._issuer,

@@ -1,10 +1,13 @@
-"""Token buckets: what comes at once, what comes later, and what one address cannot take from others."""
+"""Token buckets: what comes at once, what comes later, and what one address or user cannot take from others."""
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
-from server.rates import Rates
+from services.errors import RateLimitedError
+from services.rates import Rates, UserRate
 
 
 class Clock:
@@ -58,3 +61,31 @@ def test_the_table_of_addresses_is_bounded(clock: Clock) -> None:
         rates.take("192.0.2.1")
     assert len(rates) == 10_000
     assert rates.take("192.0.2.1") > 0
+
+
+def test_a_user_who_did_too_much_waits_and_no_other(clock: Clock) -> None:
+    rate = UserRate(2, "things", now=clock)
+    ann, bob = uuid.uuid4(), uuid.uuid4()
+    rate.check(ann)
+    rate.check(ann)
+    with pytest.raises(RateLimitedError, match="Too many things") as refused:
+        rate.check(ann)
+    assert refused.value.retry_after == 30
+    rate.check(bob)
+    clock.time += 30
+    rate.check(ann)
+
+
+def test_a_rate_of_nought_is_no_bound_and_remembers_nobody() -> None:
+    rate = UserRate(0, "things")
+    user = uuid.uuid4()
+    assert [rate.take(user) for _ in range(1_000)] == [0] * 1_000
+    assert len(rate) == 0
+
+
+def test_the_table_of_users_is_bounded(clock: Clock) -> None:
+    rate = UserRate(1, "things", now=clock)
+    for number in range(12_000):
+        rate.take(uuid.UUID(int=number))
+    assert len(rate) == 10_000
+    assert rate.take(uuid.UUID(int=11_999)) > 0
