@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 _IDLE_SECONDS = 300.0
 # Statements are written so that one plan is right for every user, and are run thousands of times. Left to itself,
-# PostgreSQL plans many of them anew each time: half of the time that a page takes it.
-_PLAN_ONCE = "SET plan_cache_mode = force_generic_plan"
+# PostgreSQL plans many of them anew each time: half of the time that a page takes it. Plans are kept while tables grow,
+# those of foreign keys too: one that was made when a table was small must not read all of it. And where that cannot be
+# avoided, before version 18 it would look so dear that it was compiled first.
+_PLAN_ONCE = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
 _BROKEN = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 

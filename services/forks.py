@@ -27,7 +27,8 @@ MAX_COPIED_MESSAGES = 10_000
 MAX_TOLD_MESSAGES = 200
 
 _FIND = "SELECT depth, status FROM messages WHERE id = $1 AND owner_id = $2"
-# By parents, not by the active path: any branch can be forked. One statement, so one snapshot: whatever happens to the
+# By parents, each by its key (a plan that is made while there are few messages would read all of them for each, and is
+# kept), not by the active path: any branch can be forked. One statement, so one snapshot: whatever happens to the
 # thread meanwhile, the copy is of one moment. The new ids are by depth, so a copy's neighbours are those of its depth;
 # beyond both ends of the array is null. The project is locked first, as strongly as the count of its threads will need
 # it: the foreign key's weaker lock, raised later, would be a deadlock with a deletion of the project. Where that wins,
@@ -36,7 +37,9 @@ _FORK = f"""
 WITH RECURSIVE branch AS (
     SELECT id, parent_id, thread_id FROM messages WHERE id = $1 AND owner_id = $2
     UNION ALL
-    SELECT m.id, m.parent_id, m.thread_id FROM messages m JOIN branch ON m.id = branch.parent_id
+    SELECT m.id, m.parent_id, m.thread_id FROM branch CROSS JOIN LATERAL (
+        SELECT id, parent_id, thread_id FROM messages WHERE id = branch.parent_id LIMIT 1
+    ) m
 ), thread AS (
     INSERT INTO threads (id, owner_id, title, title_source, pinned, temporary, project_id, expires_at)
     SELECT $3, $2, coalesce($4, t.title), CASE WHEN $4::text IS NULL THEN t.title_source ELSE 'USER' END, false,
@@ -51,11 +54,13 @@ WITH RECURSIVE branch AS (
         m.role, m.status, m.parts, m.model, m.error_code, m.error_message, m.error_retry_after, m.prompt_tokens,
         m.completion_tokens, m.reasoning_tokens, m.cached_tokens, m.tokens_estimated, m.duration_ms, m.created_at,
         m.updated_at
-    FROM thread CROSS JOIN branch JOIN messages m ON m.id = branch.id ORDER BY m.depth
+    FROM thread CROSS JOIN branch CROSS JOIN LATERAL (SELECT * FROM messages WHERE id = branch.id LIMIT 1) m
+    ORDER BY m.depth
 ), links AS (
     INSERT INTO attachment_links (attachment_id, message_id)
     SELECT l.attachment_id, ($5::uuid[])[m.depth + 1]
-    FROM thread CROSS JOIN branch JOIN messages m ON m.id = branch.id JOIN attachment_links l ON l.message_id = m.id
+    FROM thread CROSS JOIN branch CROSS JOIN LATERAL (SELECT id, depth FROM messages WHERE id = branch.id LIMIT 1) m
+    JOIN attachment_links l ON l.message_id = m.id
 )
 SELECT {THREAD_COLUMNS} FROM thread
 """  # noqa: S608

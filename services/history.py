@@ -61,7 +61,9 @@ WITH RECURSIVE branch AS (
     SELECT id, parent_id, role, model, parts, 1 AS steps FROM messages WHERE id = $1
     UNION ALL
     SELECT m.id, m.parent_id, m.role, m.model, m.parts, steps + 1
-    FROM messages m JOIN branch ON m.id = branch.parent_id WHERE steps < $2
+    FROM branch CROSS JOIN LATERAL (
+        SELECT id, parent_id, role, model, parts FROM messages WHERE id = branch.parent_id LIMIT 1
+    ) m WHERE steps < $2
 ), first AS (
     SELECT m.id, p.prompt, {", ".join(f"s.{column}" for column in PERSONALIZATION_COLUMNS.split(", "))}
     FROM messages m JOIN threads t ON t.id = m.thread_id

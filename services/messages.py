@@ -80,7 +80,9 @@ _CLIMB = """
 WITH RECURSIVE up AS (
     SELECT id, parent_id, depth, active FROM messages WHERE id = $1
     UNION ALL
-    SELECT m.id, m.parent_id, m.depth, m.active FROM messages m JOIN up ON m.id = up.parent_id WHERE NOT up.active
+    SELECT m.id, m.parent_id, m.depth, m.active FROM up CROSS JOIN LATERAL (
+        SELECT id, parent_id, depth, active FROM messages WHERE id = up.parent_id LIMIT 1
+    ) m WHERE NOT up.active
 )
 SELECT id, parent_id, depth, active FROM up
 """
@@ -89,7 +91,9 @@ _DESCEND = """
 WITH RECURSIVE down AS (
     SELECT id, active_child_id, depth FROM messages WHERE id = $1
     UNION ALL
-    SELECT m.id, m.active_child_id, m.depth FROM messages m JOIN down ON m.id = down.active_child_id
+    SELECT m.id, m.active_child_id, m.depth FROM down CROSS JOIN LATERAL (
+        SELECT id, active_child_id, depth FROM messages WHERE id = down.active_child_id LIMIT 1
+    ) m
 )
 SELECT id FROM down ORDER BY depth
 """

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from models.database import Database
-from services import attachments, changes, messages, projects, sharing, threads, turns
+from services import attachments, changes, forks, history, messages, projects, sharing, threads, turns
 from services.paging import FIRST_ID, LAST_ID
 from services.seed import SeedPlan, seed
 from tests.conftest import make_database
@@ -215,3 +215,35 @@ def too_much(nodes: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     """The nodes that read a large table in no order, or more than so many rows of it."""
     large = [node for node in nodes if node.get("Relation Name") in LARGE]
     return [node for node in large if node["Node Type"] == "Seq Scan" or rows_read(node) > rows]
+
+
+BRANCHES = {
+    "a fork": (forks._FORK, 5),
+    "a prompt": (history._BRANCH, 2),
+    "the way up": (messages._CLIMB, 1),
+    "the way down": (messages._DESCEND, 1),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+async def test_a_plan_that_was_made_when_there_was_little_follows_a_long_branch_by_keys(
+    postgres_url: str, name: str
+) -> None:
+    """Ten messages are read in one go sooner than by keys; but the plan is kept, and soon there are ten thousand."""
+    query, parameters = BRANCHES[name]
+    database = Database(await make_database(postgres_url), pool_size=1, timeout_seconds=60)
+    await database.migrate()
+    await database.connect()
+    try:
+        await seed(database, SeedPlan(users=1, threads=2, messages=10, seed=5, now=datetime(2026, 1, 1, tzinfo=UTC)))
+        async with database.acquire() as connection:
+            await connection.execute("ANALYZE")
+            await connection.execute(f"PREPARE asked AS {query}")
+            nulls = ", ".join(["NULL"] * parameters)
+            (told,) = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({nulls})")
+    finally:
+        await database.close()
+    reads = [node for node in nodes_of(orjson.loads(told[0])[0]["Plan"]) if node.get("Relation Name") == "messages"]
+    reads = [node for node in reads if node["Node Type"] != "ModifyTable"]
+    assert reads
+    assert [node["Node Type"] for node in reads if "Index Cond" not in node] == []
