@@ -202,6 +202,7 @@ class ConnectionPool:
                 if connection.is_in_transaction():
                     await connection.execute("ROLLBACK")
                 await connection.reset()
+                await connection.execute(_PLAN_ONCE)
         except _BROKEN:
             connection.terminate()
             self._drop(connection)

@@ -254,7 +254,7 @@ async def test_a_reader_that_takes_a_little_now_and_then_is_kept(
         reading, transport = asyncio.create_task(rest_of(slow)), transport_of(slow)
         writing = asyncio.create_task(answer.go_on())
         writing.add_done_callback(lambda _: answer.end())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not reading.done():
                 transport.pause_reading()
                 await asyncio.sleep(0.05)

@@ -136,6 +136,22 @@ async def sleep_in_a_transaction(database: Database) -> None:
         await connection.execute("SELECT pg_sleep(20)")
 
 
+async def test_a_connection_plans_each_statement_once_also_after_it_was_left_in_a_mess(url: str) -> None:
+    pool = ConnectionPool(url, size=1, timeout_seconds=20)
+    try:
+        connection = await pool.acquire()
+        assert await connection.fetchval("SHOW plan_cache_mode") == "force_generic_plan"
+        await connection.execute("BEGIN; SET LOCAL plan_cache_mode = auto")
+        pool.release(connection, clean=False)
+        again = await pool.acquire()
+        assert again is connection
+        assert await again.fetchval("SHOW plan_cache_mode") == "force_generic_plan"
+        assert await again.fetchval("SHOW enable_seqscan") == "off"
+        pool.release(again, clean=True)
+    finally:
+        await pool.close(5)
+
+
 async def test_what_a_cancelled_request_left_behind_is_gone(database: Database) -> None:
     request = asyncio.create_task(sleep_in_a_transaction(database))
     sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
