@@ -455,6 +455,10 @@ async def test_r31_what_comes_while_the_log_is_frozen_is_kept_once(
         followed = await follow(reader, message_id)
         draft.append_text("TEXT", "seen ")
         await until_length(followed, draft.length)
+        # A reader may know it first.
+        own = writer.hub.get(message_id)
+        assert own is not None
+        await until_length(own, draft.length)
         tasks = len(asyncio.all_tasks())
         valkey.freeze()
         try:
