@@ -327,8 +327,7 @@ class Planner:
                 # What cannot be written as it was read is not read so.
                 below = None if joined is not None and text is None else completion.wanted
                 code.later(key, text)
-                step = self._step(key, definition, field, nodes, completion)
-                steps.append(step)
+                steps.append(self._step(key, definition, field, nodes, completion))
                 if field.metadata.get(AHEAD):
                     ahead = ahead or Ahead(self._arguments(definition, field, nodes[0]), completion.wanted)
                 elif needs is not None and _view(origin) is None:
