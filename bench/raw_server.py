@@ -48,7 +48,11 @@ SELECT t.id, t.title, t.pinned, t.created_at, t.updated_at, p.id, p.name FROM (
 ORDER BY t.pinned DESC, t.updated_at DESC, t.id DESC
 """
 _HISTORIES = """
-SELECT t.id, t.title, m.id, m.role, m.parts, m.created_at FROM (
+SELECT t.id, t.title, m.id, m.role, m.created_at,
+    CASE WHEN jsonb_array_length(m.parts) = 1 AND m.parts -> 0 ->> 'type' = 'text' THEN m.parts -> 0 ->> 'text'
+    ELSE (SELECT coalesce(string_agg(part ->> 'text', '' ORDER BY place) FILTER (WHERE part ->> 'type' = 'text'), '')
+        FROM jsonb_array_elements(m.parts) WITH ORDINALITY AS each (part, place)) END
+FROM (
     SELECT id, title, pinned, updated_at FROM threads
     WHERE owner_id = $1 AND NOT archived AND NOT temporary
     ORDER BY pinned DESC, updated_at DESC, id DESC LIMIT $2
@@ -139,12 +143,12 @@ class Handlers:
         nodes: list[dict[str, Any]] = []
         last: UUID | None = None
         said: list[dict[str, Any]] = []
-        for thread_id, title, key, role, parts, created in rows:
+        for thread_id, title, key, role, created, text in rows:
             if thread_id != last:
                 last, said = thread_id, []
                 nodes.append({"id": f"thread_{thread_id.hex}", "title": title, "messages": {"nodes": said}})
             if key is not None:
-                said.append({"id": f"message_{key.hex}", "role": role, "text": _text(parts), "createdAt": created})
+                said.append({"id": f"message_{key.hex}", "role": role, "text": text, "createdAt": created})
         return _json({"data": {"threads": {"nodes": nodes}}})
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -219,10 +223,6 @@ def _number(request: web.Request, name: str) -> int:
     if not 1 <= number <= _MAX_PAGE:
         raise web.HTTPBadRequest
     return number
-
-
-def _text(parts: str) -> str:
-    return "".join(part["text"] for part in orjson.loads(parts) if part["type"] == "text")
 
 
 def _cursor(row: Any) -> str:

@@ -540,8 +540,9 @@ class _Code:
         written_as = None if self._view is None else self._view.written.get(name)
         made_of = None if self._view is None else self._view.made_of.get(name)
         if made_of is not None:
-            source, make = made_of
-            read = f"{self._bound(make)}({self._column(source)})"
+            known, source, make = made_of
+            made = f"{self._bound(make)}({self._column(source)})"
+            read = f"(k if (k := {self._column(known)}) is not None else {made})"
         else:
             read = self._read(name) if written_as is None else self._column(written_as)
         if written_as is not None:

@@ -132,23 +132,34 @@ PROJECT_COLUMNS = ", ".join(ProjectRecord.columns)
 _ROLES = dict(MessageRole.__members__)
 _STATUSES = dict(MessageStatus.__members__)
 
-# What is asked for most comes first: columns behind the last that is wanted are left out.
 MESSAGE_COLUMNS = (
     "id, role, parts, created_at, status, depth, thread_id, parent_id, updated_at, model, owner_id, error_code, "
     "error_message, error_retry_after, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, "
     "tokens_estimated, duration_ms, attempt"
 )
-_MESSAGE_COLUMNS = MESSAGE_COLUMNS.split(", ")
-MESSAGE_COLUMNS_BUT_PARTS = ", ".join(name for name in _MESSAGE_COLUMNS if name != "parts")
+MESSAGE_COLUMNS_BUT_PARTS = ", ".join(name for name in MESSAGE_COLUMNS.split(", ") if name != "parts")
+# As `text_from_json`. Most messages have one part, and are not taken apart.
+_MESSAGE_TEXT = """
+CASE WHEN jsonb_array_length({0}.parts) = 1 AND {0}.parts -> 0 ->> 'type' = 'text' THEN {0}.parts -> 0 ->> 'text'
+ELSE (SELECT coalesce(string_agg(part ->> 'text', '' ORDER BY place) FILTER (WHERE part ->> 'type' = 'text'), '')
+    FROM jsonb_array_elements({0}.parts) WITH ORDINALITY AS each (part, place)) END
+"""
 
 
 class MessageRecord(RowRecord):
-    """A row of `messages`. What is more than a column is made whenever it is asked for."""
+    """A row of `messages`. What is more than a column is made whenever it is asked for.
+
+    What is asked for most comes first: columns behind the last that is wanted are left out.
+
+    Attributes:
+        read_text: the text, where it was read in place of the parts; None elsewhere.
+    """
 
     __slots__ = ()
     id: UUID
     role_name: str
     parts_json: str
+    read_text: str | None
     created_at: datetime
     status_name: str
     depth: int
@@ -206,7 +217,7 @@ class MessageRecord(RowRecord):
     @property
     def text(self) -> str:
         """The text parts, joined."""
-        return text_from_json(self.parts_json)
+        return text_from_json(self.parts_json) if self.read_text is None else self.read_text
 
     @property
     def ended(self) -> bool:
@@ -216,26 +227,42 @@ class MessageRecord(RowRecord):
     @classmethod
     def from_row(cls, row: Mapping[str, Any], parts_json: str | None = None) -> Self:
         """From a row with columns of the table's names; `parts_json` where the row was selected without its parts."""
-        columns = [parts_json if name == "parts" and parts_json is not None else row[name] for name in _MESSAGE_COLUMNS]
+        columns = [
+            parts_json if name == "parts" and parts_json is not None else None if name is None else row[name]
+            for name in _MESSAGE_NAMES
+        ]
         return cls.of(columns)
 
 
-def _wanted_columns(alias: str, fields: Sequence[str], columns: str, wanted: frozenset[str] | None) -> list[str]:
+# The table's, in the order of the record's.
+_TEXT = MessageRecord.columns.index("read_text")
+_MESSAGE_NAMES: list[str | None] = [*MESSAGE_COLUMNS.split(", ")]
+_MESSAGE_NAMES.insert(_TEXT, None)
+
+
+def _wanted_columns(
+    alias: str, fields: Sequence[str], columns: Sequence[str | None], wanted: frozenset[str] | None
+) -> list[str]:
     """The columns `alias.…` of a row; half of a page's time was to decode those that nobody wants.
 
     Args:
         wanted: the fields of the row that will be looked at; None: all.
     """
     return [
-        f"{alias}.{column}" if wanted is None or name in wanted else "NULL"
-        for name, column in zip(fields, columns.split(", "), strict=True)
+        "NULL" if column is None or (wanted is not None and name not in wanted) else f"{alias}.{column}"
+        for name, column in zip(fields, columns, strict=True)
     ]
 
 
 @lru_cache(maxsize=256)
-def message_columns(wanted: frozenset[str] | None) -> tuple[str, ...]:
-    """The columns `m.…` of a message up to the last that is wanted, others before it as NULL."""
-    columns = _wanted_columns("m", MessageRecord.columns, MESSAGE_COLUMNS, wanted)
+def message_columns(wanted: frozenset[str] | None, alias: str = "m") -> tuple[str, ...]:
+    """The columns `m.…` of a message up to the last that is wanted, others before it as NULL.
+
+    The text is read as such where it is wanted and the parts are not.
+    """
+    columns = _wanted_columns(alias, MessageRecord.columns, _MESSAGE_NAMES, wanted)
+    if wanted is not None and "read_text" in wanted and "parts_json" not in wanted:
+        columns[_TEXT] = _MESSAGE_TEXT.format(alias)
     while len(columns) > 1 and columns[-1] == "NULL":
         columns.pop()
     return tuple(columns)
@@ -243,12 +270,12 @@ def message_columns(wanted: frozenset[str] | None) -> tuple[str, ...]:
 
 def thread_columns(wanted: frozenset[str] | None) -> str:
     """The columns `t.…` of a thread, those that nobody wants as NULL: what follows them has its place."""
-    return ", ".join(_wanted_columns("t", ThreadRecord.columns, THREAD_COLUMNS, wanted))
+    return ", ".join(_wanted_columns("t", ThreadRecord.columns, ThreadRecord.columns, wanted))
 
 
 def project_columns(wanted: frozenset[str]) -> str:
     """The columns `p.…` of a project, those that nobody wants as NULL."""
-    return ", ".join(_wanted_columns("p", ProjectRecord.columns, PROJECT_COLUMNS, wanted))
+    return ", ".join(_wanted_columns("p", ProjectRecord.columns, ProjectRecord.columns, wanted))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from models.database import Database
-from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns
+from models.records import THREAD_COLUMNS, MessageRecord, ThreadRecord, message_columns
 from services.errors import NotFoundError
 from services.paging import Page, PageRequest, PathPosition
 from services.viewer import Viewer
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 MAX_SIBLINGS = 100
 
 _M_COLUMNS = ", ".join(message_columns(None))
-_FIND = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
+_FIND = f"SELECT {_M_COLUMNS} FROM messages m WHERE id = ANY($1::uuid[]) AND owner_id = $2"  # noqa: S608
 _LIVE = f"""
-SELECT {MESSAGE_COLUMNS} FROM messages WHERE thread_id = ANY($1::uuid[]) AND owner_id = $2 AND status = 'STREAMING'
+SELECT {_M_COLUMNS} FROM messages m WHERE thread_id = ANY($1::uuid[]) AND owner_id = $2 AND status = 'STREAMING'
 """  # noqa: S608
 _CHILDREN = f"""
 SELECT {_M_COLUMNS} FROM unnest($1::uuid[]) AS wanted (parent_id) CROSS JOIN LATERAL (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
@@ -55,10 +55,10 @@ class Page(Generic[Record]):
     has_previous: bool
 
     @classmethod
-    def of(cls, request: PageRequest[Position], fetched: Sequence[Record]) -> Page[Record]:
+    def of(cls, request: PageRequest[Position], fetched: list[Record]) -> Page[Record]:
         """From rows fetched in walking order, one more than the limit where there are more."""
         more = len(fetched) > request.limit
-        records = list(fetched[: request.limit])
+        records = fetched[: request.limit]
         if request.backwards:
             records.reverse()
             return cls(records, has_next=request.before is not None, has_previous=more)

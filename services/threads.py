@@ -209,16 +209,22 @@ class Threads:
         async with self._database.acquire() as connection:
             rows = await connection.fetch(query, *arguments, record_class=MessageRecord.fetched)
         threads: list[ThreadRecord] = []
-        messages: dict[UUID, list[MessageRecord]] = {}
-        last: UUID | None = None
-        for row in rows:
-            if row[width] != last:
-                last = row[width]
-                threads.append(ThreadRecord.of(row[width:]))
-                found = messages[threads[-1].id] = []
-            if row[0] is not None:
-                found.append(row)
-        return Page.of(request, threads), {key: Page.of(path, found) for key, found in messages.items()}
+        messages: dict[UUID, Page[MessageRecord]] = {}
+        most = arguments[-1]
+        at, end = 0, len(rows)
+        while at < end:
+            key = rows[at][width]
+            # Most threads have more than a page: their rows need not be looked at one by one.
+            behind = at + most
+            if behind > end or rows[behind - 1][width] != key:
+                behind = at + 1
+                while behind < end and rows[behind][width] == key:
+                    behind += 1
+            threads.append(ThreadRecord.of(rows[at][width:]))
+            # A thread without messages has a row all the same.
+            messages[key] = Page.of(path, rows[at:behind] if rows[at][0] is not None else [])
+            at = behind
+        return Page.of(request, threads), messages
 
     async def pages_of_projects(
         self,

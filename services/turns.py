@@ -26,7 +26,7 @@ import orjson
 from models.database import Database
 from models.ids import new_id
 from models.parts import FilePart, TextPart, parts_from_json, parts_to_json
-from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord
+from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord, message_columns
 from providers.base import GenerationRequest, Provider, ReasoningEffort
 from providers.catalog import Ability
 from providers.registry import ModelRecord
@@ -132,7 +132,7 @@ said AS (
     INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reasoning_effort)
     SELECT $4, $1, $9, 1, now() + make_interval(secs => $10), $11 FROM thread
 )
-SELECT {", ".join(f"said.{name}" for name in MESSAGE_COLUMNS.split(", "))},
+SELECT {", ".join(message_columns(None, "said"))},
     {", ".join(f"thread.{name}" for name in THREAD_COLUMNS.split(", "))}
 FROM said, thread ORDER BY said.depth
 """  # noqa: S608 - only column names are put in

@@ -276,14 +276,14 @@ class Message(RecordView, Node):
         **{name: (name,) for name in ("id", "model", "created_at", "updated_at", "duration_ms")},
         "role": ("role_name",),
         "status": ("status_name",),
-        "text": ("parts_json",),
+        "text": ("read_text",),
         "parts": ("parts_json",),
         "thread": ("thread_id",),
         "parent": ("parent_id",),
         "siblings": ("thread_id", "parent_id"),
     }
     written = {"role": "role_name", "status": "status_name"}  # noqa: RUF012 - declared where it is inherited from
-    made_of = {"text": ("parts_json", stored_parts.text_from_json)}  # noqa: RUF012
+    made_of = {"text": ("read_text", "parts_json", stored_parts.text_from_json)}  # noqa: RUF012
     record: strawberry.Private[MessageRecord]
     thread_record: strawberry.Private[ThreadRecord | None]
     role: MessageRole = strawberry.field(description="Who speaks.")

@@ -46,8 +46,8 @@ class RecordView:
     needs: ClassVar[Needs] = {}
     written: ClassVar[Mapping[str, str]] = {}
     """Fields that are written just as another field of the record is: an enum's, which has its names."""
-    made_of: ClassVar[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {}
-    """Fields that are made of another field of the record, and how."""
+    made_of: ClassVar[Mapping[str, tuple[str, str, Callable[[Any], Any]]]] = {}
+    """Fields that are one of the record's where that was read, else made of another one, and how."""
     record: strawberry.Private[Any]
 
     @classmethod

@@ -183,7 +183,7 @@ async def test_a_page_is_read_by_its_index_and_no_further(filled: Filled, name: 
 async def test_threads_and_a_page_of_the_messages_of_each_are_read_no_further(
     filled: Filled, order: str, mode: str
 ) -> None:
-    of_messages = frozenset({"id", "parts_json"})
+    of_messages = frozenset({"id", "read_text"})
     query = threads._paths_query(order, (), frozenset({"id", "title", "project.name"}), order, of_messages)
     arguments = (filled.owner_id, False, False, *filled.bounds, LIMIT, -1, 2**31 - 1, LIMIT)
     count, nodes = await explained(filled.url, mode, query, arguments)
