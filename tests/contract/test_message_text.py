@@ -1,0 +1,75 @@
+"""The text of a message, read in place of its parts: what is found in the parts, for all parts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.parts import (
+    FilePart,
+    Part,
+    ReasoningPart,
+    SourcePart,
+    TextPart,
+    ToolPart,
+    parts_to_json,
+    text_from_json,
+)
+from models.records import MessageRecord, message_columns
+
+# jsonb holds neither NUL nor half a surrogate pair; no part is made of them.
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+PARTS = st.lists(
+    st.one_of(
+        st.builds(TextPart, TEXTS),
+        st.builds(ReasoningPart, TEXTS),
+        st.builds(ToolPart, TEXTS, TEXTS, st.just({"type": "text", "text": "of a call"}), TEXTS),
+        st.builds(SourcePart, TEXTS, TEXTS),
+        st.builds(FilePart, st.uuids(), TEXTS, TEXTS, st.integers(0, 9)),
+    ),
+    max_size=5,
+)
+
+
+@pytest.fixture
+async def connection(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(postgres_url)
+    yield connection
+    await connection.close()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=PARTS)
+async def test_the_text_that_is_read_is_that_of_the_parts(connection: asyncpg.Connection, parts: list[Part]) -> None:
+    columns = message_columns(frozenset({"id", "read_text"}))
+    assert "m.parts" not in columns
+    stored = parts_to_json(parts)
+    row = await connection.fetchrow(
+        f"SELECT {', '.join(columns)} FROM (SELECT $1::uuid AS id, 'USER' AS role, $2::jsonb AS parts) m",
+        uuid4(),
+        stored,
+        record_class=MessageRecord.fetched,
+    )
+    assert row.text == row.read_text == text_from_json(stored)
+
+
+def test_the_text_is_not_read_again_where_the_parts_are() -> None:
+    for wanted in (None, frozenset({"read_text", "parts_json"}), frozenset({"parts_json", "created_at"})):
+        columns = message_columns(wanted)
+        assert "m.parts" in columns
+        assert not any("->>" in column for column in columns)
+
+
+@pytest.mark.parametrize("parts", [[], [TextPart("")], [TextPart("a"), ReasoningPart("no"), TextPart("b")]])
+def test_a_row_by_its_names_has_its_parts_and_no_text_beside_them(parts: list[Part]) -> None:
+    names = [name.removeprefix("m.") for name in message_columns(None) if name != "NULL"]
+    row = dict.fromkeys(names, None) | {"id": uuid4(), "parts": parts_to_json(parts), "created_at": datetime.now(UTC)}
+    record = MessageRecord.from_row(row)
+    assert record.read_text is None
+    assert (record.parts, record.text) == (parts, "".join(part.text for part in parts if isinstance(part, TextPart)))
