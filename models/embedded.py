@@ -18,6 +18,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -46,6 +47,8 @@ class FolderInUseError(EmbeddedPostgresError):
 class EmbeddedPostgres:
     """A PostgreSQL under one folder, started by `start` and stopped by `stop` (or as a context manager).
 
+    `begin` lets it start while its owner does something else.
+
     After `kill -9` of its owner the database goes on running; the next `start` stops it and starts its own.
 
     Args:
@@ -57,6 +60,7 @@ class EmbeddedPostgres:
         self._folder = folder.absolute()
         self._max_connections = max_connections
         self._lock: IO[str] | None = None
+        self._begun: Future[None] | None = None
         self._socket_folder = self._folder
         # PostgreSQL refuses to run as root.
         self._user = _SYSTEM_USER if os.geteuid() == 0 else None
@@ -71,12 +75,25 @@ class EmbeddedPostgres:
         """Where PostgreSQL writes its log, once it has been started."""
         return self._folder / "log"
 
+    def begin(self) -> None:
+        """Start it in a thread. `start` then waits for that, and raises what went wrong; or `stop` does."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="embedded PostgreSQL")
+        self._begun = thread.submit(self._start)
+        thread.shutdown(wait=False)
+
     def start(self) -> None:
         """Make the cluster if there is none, and start it. Blocks: about 1 s the first time, 0.1 s later.
 
         Raises:
             EmbeddedPostgresError: another server has the folder, or PostgreSQL does not start.
         """
+        begun, self._begun = self._begun, None
+        if begun is None:
+            self._start()
+        else:
+            begun.result()
+
+    def _start(self) -> None:
         self._take_lock()
         try:
             self._prepare_user()
@@ -131,6 +148,8 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop the database: running statements are cancelled, all that was committed stays. Blocks."""
+        if self._begun is not None:
+            wait([self._begun])
         if self._lock is None:
             return
         try:

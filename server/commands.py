@@ -15,8 +15,8 @@ import asyncpg
 
 from config import Settings, SettingsError
 from models.database import Database, DatabaseUnavailableError
-from models.embedded import EmbeddedPostgres
 from models.ids import IdKind, outside_id
+from server.embedded import embedded_postgres
 from server.progress import ProgressLine
 from server.vault import open_vault
 from services.backfills.registry import backfills
@@ -72,7 +72,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """
     url, postgres = settings.database_url, None
     if url is None:
-        postgres = EmbeddedPostgres(settings.data_dir / "postgres", max_connections=settings.database_pool_size + 20)
+        postgres = embedded_postgres(settings)
         if not await asyncio.to_thread(postgres.join):
             print("Working on the database of the server that runs.", file=sys.stderr)
         url = postgres.url

@@ -32,6 +32,7 @@ from providers.scripted import BUILT_IN_SCRIPTS, ScriptedProvider, ScriptError, 
 from server.account_files import AccountFiles
 from server.app import Application
 from server.connections import KEEPALIVE_SECONDS
+from server.embedded import embedded_postgres
 from server.graphql_socket import SocketTimes
 from server.ingest import Ingest, IngestLimits
 from server.issuers import KeySetReader, issuers
@@ -110,6 +111,7 @@ class Server:
 
     Args:
         settings: where and how to serve.
+        postgres: the embedded database, where it was begun already; it is stopped by `close`.
         providers: further models, for tests: each with the provider that streams it.
         resolve: asks for the addresses of users' endpoints, for tests; None: the system's name server.
         tracing: who makes spans, for tests; by default the settings say.
@@ -121,6 +123,7 @@ class Server:
         self,
         settings: Settings,
         *,
+        postgres: EmbeddedPostgres | None = None,
         providers: list[tuple[ModelRecord, Provider]] | None = None,
         resolve: Resolve | None = None,
         tracing: Tracing | None = None,
@@ -131,7 +134,7 @@ class Server:
         self._resolve = resolve
         self._more_models = providers or []
         self._stack = AsyncExitStack()
-        self._postgres: EmbeddedPostgres | None = None
+        self._postgres = postgres
         self._backend: ValkeyBackend | None = None
         self._tracing = tracing
         self._socket_times = socket_times or SocketTimes()
@@ -175,6 +178,9 @@ class Server:
 
     async def _start(self) -> None:
         settings, stack = self.settings, self._stack
+        if settings.database_url is None:
+            self._postgres = self._postgres or embedded_postgres(settings)
+            stack.push_async_callback(asyncio.to_thread, self._postgres.stop)
         keys = KeySetReader()
         stack.push_async_callback(keys.close)
         # Before the database is opened: what is wrong with the settings is said at once.
@@ -322,12 +328,9 @@ class Server:
         settings, stack = self.settings, self._stack
         url = settings.database_url
         if url is None:
-            postgres = EmbeddedPostgres(
-                settings.data_dir / "postgres", max_connections=settings.database_pool_size + 20
-            )
-            await asyncio.to_thread(postgres.start)
-            stack.push_async_callback(asyncio.to_thread, postgres.stop)
-            url, self._postgres = postgres.url, postgres
+            assert self._postgres is not None
+            await asyncio.to_thread(self._postgres.start)
+            url = self._postgres.url
         database = Database(
             url, pool_size=settings.database_pool_size, timeout_seconds=settings.database_timeout_seconds
         )

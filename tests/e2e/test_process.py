@@ -303,6 +303,24 @@ async def test_a_first_start_that_is_killed_leaves_no_half_of_a_cluster(folder: 
         assert await server.end() == 0
 
 
+async def test_a_start_that_ends_early_leaves_no_database_running(folder: Path) -> None:
+    # The settings are found wrong, and the signal comes, while the database starts: it begins before all else.
+    environment = {"DATA_DIR": str(folder / "data")}
+    refused = ServerProcess(**environment, AUTH_ISSUER="threadgraph", AUTH_SHARED_SECRET="x" * 32)
+    await refused.launch()
+    assert await refused.wait() == 2
+    assert "AUTH_ISSUER" in refused.output
+    assert not databases_under(folder)
+    stopped = ServerProcess(**environment)
+    await stopped.launch()
+    async with asyncio.timeout(30):
+        while not databases_under(folder):
+            await asyncio.sleep(0.005)
+    assert await stopped.end(signal.SIGTERM) == 0
+    assert not databases_under(folder)
+    assert "Traceback" not in stopped.output
+
+
 async def test_an_embedded_database_that_dies_is_started_again(folder: Path) -> None:
     async with running({"DATA_DIR": str(folder / "data")}) as server, connect(server.address) as client:
         await client.sign_in()
