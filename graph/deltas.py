@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import orjson
-from graphql import GraphQLObjectType
+from graphql import GraphQLObjectType, GraphQLSchema, OperationDefinitionNode
 from graphql.execution.collect_fields import FragmentDetails, collect_fields, collect_subfields
 from graphql.execution.values import VariableValues
 
@@ -97,8 +97,11 @@ def _reader(attributes: list[str]) -> Callable[[Delta], tuple[Any, ...]]:
     return lambda delta: (read(delta),)
 
 
+DeltaPlace: TypeAlias = tuple[str, Fields]
+"""What readers who share a plan have asked for: the response key of `messageStream`, and what is below it."""
+
 # Readers who asked the same share their plan, in whatever words they asked.
-_plans: WeakValueDictionary[tuple[str, Fields], DeltaPlan] = WeakValueDictionary()
+_plans: WeakValueDictionary[DeltaPlace, DeltaPlan] = WeakValueDictionary()
 
 
 def delta_follower(info: Info) -> DeltaFollower | None:
@@ -112,23 +115,41 @@ def delta_follower(info: Info) -> DeltaFollower | None:
 
 def delta_plan(info: Info) -> DeltaPlan | None:
     """The plan for the deltas of a subscription to `messageStream`, or None where there can be none."""
-    raw = info._raw_info  # noqa: SLF001 - there is no public way to the selection as graphql-core has it
-    event_type = raw.schema.get_type(MessageDelta.__name__)
+    place: DeltaPlace | None
+    try:
+        # Where the subscription is planned (`graph.subscription_plan`), it is known.
+        place = info.deltas  # type: ignore[attr-defined]
+    except AttributeError:
+        raw = info._raw_info  # noqa: SLF001 - there is no public way to the selection as graphql-core has it
+        fragments = {name: FragmentDetails(node) for name, node in raw.fragments.items()}
+        # Strawberry gives resolvers the values alone; where they came from decides nothing here.
+        values = VariableValues({}, info.variable_values)
+        place = delta_place(raw.schema, fragments, values, raw.operation, raw.parent_type)
+    if place is None:
+        return None
+    if (plan := _plans.get(place)) is None:
+        plan = _plans[place] = DeltaPlan(*place)
+    return plan
+
+
+def delta_place(
+    schema: GraphQLSchema,
+    fragments: dict[str, FragmentDetails],
+    values: VariableValues,
+    operation: OperationDefinitionNode,
+    root: GraphQLObjectType,
+) -> DeltaPlace | None:
+    """What a subscription asks of deltas; None where that is more than plain fields."""
+    event_type = schema.get_type(MessageDelta.__name__)
     if not isinstance(event_type, GraphQLObjectType):
         return None
-    fragments = {name: FragmentDetails(node) for name, node in raw.fragments.items()}
-    # Strawberry gives resolvers the values alone; where they came from decides nothing here.
-    values = VariableValues({}, info.variable_values)
-    roots = collect_fields(raw.schema, fragments, values, raw.parent_type, raw.operation)
+    roots = collect_fields(schema, fragments, values, root, operation)
     ((root_key, root_nodes),) = roots.grouped_field_set.items()
-    selected = collect_subfields(raw.schema, fragments, values, raw.operation, event_type, root_nodes)
+    selected = collect_subfields(schema, fragments, values, operation, event_type, root_nodes)
     fields = []
     for key, nodes in selected.grouped_field_set.items():
         plain = plain_field(event_type, key, nodes[0].node.name.value)
         if plain is None or plain[1] not in (*_ATTRIBUTES, "__class__"):
             return None
         fields.append(plain[:2])
-    place = root_key, tuple(fields)
-    if (plan := _plans.get(place)) is None:
-        plan = _plans[place] = DeltaPlan(*place)
-    return plan
+    return root_key, tuple(fields)

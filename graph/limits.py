@@ -33,6 +33,7 @@ from strawberry.schema.schema import validate_document
 from graph.context import Context
 from graph.errors import code_error
 from graph.plan import Plan
+from graph.subscription_plan import SubscriptionPlan
 from services.custom_providers import MAX_MODELS, MAX_PROVIDERS
 from services.errors import ErrorCode
 from services.messages import MAX_SIBLINGS
@@ -199,8 +200,8 @@ class Checked:
     """By name; one that stands alone also by None."""
     costs: dict[str | None, _OperationCost]
     """Of its operations, by the same names, where it has no errors."""
-    plans: dict[Hashable, Plan | None] = field(default_factory=dict)
-    """Of its queries, by the operation and the values of the variables that decide which fields are left out."""
+    plans: dict[Hashable, Plan | SubscriptionPlan | None] = field(default_factory=dict)
+    """Of its operations, by the operation and the values of the variables that decide which fields are left out."""
     deciding: tuple[str, ...] | None = None
     """The names of those variables, once they were looked for."""
 

@@ -281,6 +281,7 @@ class Planner:
     ) -> None:
         self._schema = schema
         self._converter = converter
+        self._document = document
         self._operation = operation
         self._variables = variables
         self._fragments = {
@@ -316,7 +317,7 @@ class Planner:
             if name == "__typename":
                 code.literal(key, kind.name)
                 continue
-            definition, field = _definition(kind, name)
+            definition, field = definition_of(kind, name)
             below: Wanted = None
             if _plain(definition, field):
                 code.attribute(key, field.python_name, definition.type)
@@ -348,7 +349,7 @@ class Planner:
             if name == "__typename":
                 inner.literal(key, kind.name)
                 continue
-            definition, field = _definition(kind, name)
+            definition, field = definition_of(kind, name)
             if not _plain(definition, field):
                 return None
             inner.attribute(key, field.python_name, definition.type)
@@ -468,7 +469,8 @@ def _variables_of(nodes: Sequence[Node] | None) -> list[str]:
     return found
 
 
-def _definition(kind: GraphQLObjectType, name: str) -> tuple[GraphQLField, StrawberryField]:
+def definition_of(kind: GraphQLObjectType, name: str) -> tuple[GraphQLField, StrawberryField]:
+    """A field as graphql-core and as Strawberry have it; UnplannedError where Strawberry has none, or extensions."""
     definition = kind.fields.get(name)
     field: StrawberryField | None = None if definition is None else definition.extensions.get("strawberry-definition")
     if definition is None or field is None or field.extensions:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from enum import Enum, EnumMeta
-from typing import Any
+from typing import Any, NamedTuple
 
 import strawberry
 from graphql import GraphQLError, OperationDefinitionNode
@@ -18,8 +18,9 @@ from strawberry.types.graphql import OperationType
 from graph.context import Context
 from graph.event_executor import EventExecutor
 from graph.limits import Checked, Documents, document_limits
-from graph.plan import Plan, Planner, UnplannedError, deciding_variables
+from graph.plan import AbandonedError, Plan, UnplannedError, deciding_variables
 from graph.scalars import SCALARS
+from graph.subscription_plan import SubscriptionPlan, SubscriptionPlanner
 from resolvers.account import AccountMutation
 from resolvers.attachments import AttachmentMutation, AttachmentQuery
 from resolvers.changes import ChangeSubscription
@@ -123,6 +124,12 @@ _PLANNED = {
 }
 
 
+class _Known(NamedTuple):
+    checked: Checked
+    operation: OperationDefinitionNode
+    values: VariableValues
+
+
 class Schema(strawberry.Schema):
     """Strawberry's schema, with plans for queries and mutations, and without its log of every client's mistakes.
 
@@ -168,40 +175,61 @@ class Schema(strawberry.Schema):
         allowed: Collection[OperationType] = (OperationType.QUERY, OperationType.MUTATION),
     ) -> ExecutionResult | None:
         """Execute an operation by its plan; None where it is Strawberry that must, with the same context."""
-        known = self.documents.find(query)
-        operation = None if known is None or known.errors else known.operations.get(operation_name)
-        if known is None or operation is None or _PLANNED.get(operation.operation) not in allowed:
+        known = self._known(query, operation_name, variables)
+        if known is None or _PLANNED.get(known.operation.operation) not in allowed:
             return None
-        if known.weigh(operation_name, variables):
+        plan = self._plan(known)
+        if not isinstance(plan, Plan):
+            return None
+        context.begin(known.operation)
+        return await plan.execute(context, known.values)
+
+    def follow_planned(
+        self, query: str, context: Context, variables: dict[str, Any], operation_name: str | None
+    ) -> AsyncGenerator[ExecutionResult, None] | None:
+        """Begin a subscription by its plan; None where it is Strawberry that must, with the same context."""
+        known = self._known(query, operation_name, variables)
+        plan = None if known is None else self._plan(known)
+        if known is None or not isinstance(plan, SubscriptionPlan):
+            return None
+        try:
+            results = plan.follow(context, variables, known.values)
+        except AbandonedError:
+            return None
+        context.begin(known.operation)
+        return results
+
+    def _known(self, query: str, operation_name: str | None, variables: dict[str, Any]) -> _Known | None:
+        """An operation of a document that was checked and had no errors, with variables that it can have."""
+        checked = self.documents.find(query)
+        operation = None if checked is None or checked.errors else checked.operations.get(operation_name)
+        if checked is None or operation is None or checked.weigh(operation_name, variables):
             return None
         values = get_variable_values(self._schema, operation.variable_definitions or (), variables)
-        if isinstance(values, list):
-            return None
-        plan = self._plan(known, operation, values)
-        if plan is None:
-            return None
-        context.begin(operation)
-        return await plan.execute(context, values)
+        return None if isinstance(values, list) else _Known(checked, operation, values)
 
-    def _plan(self, known: Checked, operation: OperationDefinitionNode, values: VariableValues) -> Plan | None:
-        deciding = known.deciding
+    def _plan(self, known: _Known) -> Plan | SubscriptionPlan | None:
+        checked, operation, values = known
+        deciding = checked.deciding
         if deciding is None:
-            deciding = known.deciding = deciding_variables(known.document)
+            deciding = checked.deciding = deciding_variables(checked.document)
         place = (id(operation), *[values.coerced.get(name) for name in deciding]) if deciding else id(operation)
-        if place not in known.plans:
+        if place not in checked.plans:
             # One that has many is not worth their memory, and may have been made to take it.
-            if len(known.plans) >= _MAX_PLANS:
+            if len(checked.plans) >= _MAX_PLANS:
                 return None
-            plan = None
+            plan: Plan | SubscriptionPlan | None = None
+            planner = SubscriptionPlanner(self._schema, self.schema_converter, checked.document, operation, values)
             try:
-                plan = Planner(self._schema, self.schema_converter, known.document, operation, values).plan()
+                is_query = operation.operation in _PLANNED
+                plan = planner.plan() if is_query else planner.plan_subscription()
             except UnplannedError:
                 pass
             except GraphQLError:
                 # These variables do not go with the document, as null with `@include(if:)`: graphql-core says how.
                 return None
-            known.plans[place] = plan
-        return known.plans[place]
+            checked.plans[place] = plan
+        return checked.plans[place]
 
     def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         """Nothing: see `graph.errors`."""

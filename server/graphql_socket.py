@@ -465,11 +465,14 @@ class _Socket:
         return {"id": operation_id, "type": "complete"}
 
     async def _results(self, asked: GraphQLRequest, context: Context) -> AsyncGenerator[Any, None]:
-        """All results of an operation: the one of a query or mutation that has a plan, else what Strawberry gives."""
-        schema = self._sockets.schema
-        planned = await schema.run_planned(asked.query, context, asked.variables or {}, asked.operation_name)
+        """All results of an operation: by its plan where it has one, else what Strawberry gives."""
+        schema, variables = self._sockets.schema, asked.variables or {}
+        planned = await schema.run_planned(asked.query, context, variables, asked.operation_name)
         if planned is not None:
             return _alone(planned)
+        followed = schema.follow_planned(asked.query, context, variables, asked.operation_name)
+        if followed is not None:
+            return followed
         return await schema.stream(
             asked.query,
             variable_values=asked.variables,
