@@ -45,6 +45,8 @@ async def check(world: World, users: list[User]) -> dict[str, int]:
     Raises:
         Violation: what is wrong.
     """
+    for user in users:
+        await user.settle()
     await _all_ended(world)
     for user in users:
         await user.read_out()
