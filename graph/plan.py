@@ -25,6 +25,7 @@ from inspect import signature
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
+import orjson
 from graphql import (
     DocumentNode,
     FieldNode,
@@ -61,6 +62,7 @@ from graph.arguments import arguments_converter
 from graph.batching import AHEAD, BATCH, JOINED, Below, Joined, Wanted
 from graph.context import Context
 from graph.types.node import Needs, RecordView, Views
+from models.records import WRITTEN_TIME_CHARS, written_time
 
 
 class UnplannedError(Exception):
@@ -549,6 +551,9 @@ class _Code:
             read = self._read(name) if written_as is None else self._column(written_as)
         if written_as is not None:
             written = "v"
+        elif leaf.name == _TIME and self._view is not None:
+            self._names |= _TIME_NAMES
+            written = f"(as_read(v) if v.__class__ is text and len(v) == {WRITTEN_TIME_CHARS} else time(v))"
         elif isinstance(leaf, GraphQLEnumType):
             written = f"{self._bound(_Names(leaf))}[v]"
         else:
@@ -608,8 +613,11 @@ def _null(name: str) -> Any:
     raise AbandonedError(name)
 
 
+_TIME = "DateTime"
+# What a time of a row is written with: as a rule it is JSON already.
+_TIME_NAMES = {"text": str, "as_read": orjson.Fragment, "time": written_time}
 # What orjson writes as graphql-core would: a time in RFC 3339, a text and a truth as they are.
-_AS_THEY_ARE = frozenset({"DateTime", "JSON"})
+_AS_THEY_ARE = frozenset({_TIME, "JSON"})
 
 
 def _writer(leaf: GraphQLLeafType) -> Callable[[Any], Any] | None:

@@ -24,6 +24,8 @@ _IDLE_SECONDS = 300.0
 # those of foreign keys too: one that was made when a table was small must not read all of it. And where that cannot be
 # avoided, before version 18 it would look so dear that it was compiled first.
 _PLAN_ONCE = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
+# Times that PostgreSQL writes are UTC, as those that we do.
+_SETTINGS = f"{_PLAN_ONCE}; SET TimeZone = 'UTC'"
 _BROKEN = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
@@ -127,7 +129,7 @@ class ConnectionPool:
                 self._url, timeout=self._timeout_seconds, command_timeout=self._timeout_seconds
             )
             try:
-                await connection.execute(_PLAN_ONCE)
+                await connection.execute(_SETTINGS)
             except BaseException:
                 connection.terminate()
                 raise
@@ -202,7 +204,7 @@ class ConnectionPool:
                 if connection.is_in_transaction():
                     await connection.execute("ROLLBACK")
                 await connection.reset()
-                await connection.execute(_PLAN_ONCE)
+                await connection.execute(_SETTINGS)
         except _BROKEN:
             connection.terminate()
             self._drop(connection)

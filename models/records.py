@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from models.parts import Part, SharedPart, parts_from_json, shared_parts_from_json, text_from_json
 
@@ -60,6 +61,8 @@ class RowRecord:
     Two things are one: what asyncpg read, where a statement that selects just these columns (others may follow them) is
     asked for `fetched`; and a tuple of them, where they were found otherwise. Nothing is copied of what asyncpg read,
     and what knows the order may ask for a column by its place: a plan does, for each field of hundreds of rows.
+
+    Where only some columns were asked for, times are the JSON that they are written as (`written_time`).
     """
 
     __slots__ = ()
@@ -248,10 +251,41 @@ def _wanted_columns(
     Args:
         wanted: the fields of the row that will be looked at; None: all.
     """
+    if wanted is None:
+        return ["NULL" if column is None else f"{alias}.{column}" for column in columns]
     return [
-        "NULL" if column is None or (wanted is not None and name not in wanted) else f"{alias}.{column}"
+        "NULL" if column is None or name not in wanted else _read_as(column).format(f"{alias}.{column}")
         for name, column in zip(fields, columns, strict=True)
     ]
+
+
+def _read_as(column: str) -> str:
+    # asyncpg makes a datetime of a difference added to an epoch: two thirds of what it took to read a message.
+    return "to_json({})" if column in _TIMES else "{}"
+
+
+_TIMES = frozenset({"created_at", "updated_at", "expires_at"})
+
+
+def written_time(value: datetime | str | None) -> datetime | orjson.Fragment | None:
+    """A time of a row as orjson is to write it, where it was read as JSON: with six digits behind the second, or none.
+
+    PostgreSQL leaves zeros at the end out.
+    """
+    if not isinstance(value, str):
+        return value
+    second, dot, rest = value.partition(".")
+    return orjson.Fragment(f"{second}.{rest[:-_ZONE]:0<6}{rest[-_ZONE:]}" if dot else value)
+
+
+def time_of(value: datetime | str) -> datetime:
+    """A time of a row, however it was read."""
+    return datetime.fromisoformat(value.strip('"')) if isinstance(value, str) else value
+
+
+_ZONE = len('+00:00"')
+WRITTEN_TIME_CHARS = len('"2026-01-01T00:00:00.000000+00:00"')
+"""Of a time that needs no zeros."""
 
 
 @lru_cache(maxsize=256)
@@ -263,14 +297,23 @@ def message_columns(wanted: frozenset[str] | None, alias: str = "m") -> tuple[st
     columns = _wanted_columns(alias, MessageRecord.columns, _MESSAGE_NAMES, wanted)
     if wanted is not None and "read_text" in wanted and "parts_json" not in wanted:
         columns[_TEXT] = _MESSAGE_TEXT.format(alias)
+    return tuple(_trimmed(columns))
+
+
+def thread_columns(wanted: frozenset[str] | None, *, whole: bool) -> str:
+    """The columns `t.…` of a thread up to the last that is wanted, others before it as NULL.
+
+    Args:
+        whole: whether they are followed by what has its place behind all of them.
+    """
+    columns = _wanted_columns("t", ThreadRecord.columns, ThreadRecord.columns, wanted)
+    return ", ".join(columns if whole else _trimmed(columns))
+
+
+def _trimmed(columns: list[str]) -> list[str]:
     while len(columns) > 1 and columns[-1] == "NULL":
         columns.pop()
-    return tuple(columns)
-
-
-def thread_columns(wanted: frozenset[str] | None) -> str:
-    """The columns `t.…` of a thread, those that nobody wants as NULL: what follows them has its place."""
-    return ", ".join(_wanted_columns("t", ThreadRecord.columns, ThreadRecord.columns, wanted))
+    return columns
 
 
 def project_columns(wanted: frozenset[str]) -> str:

@@ -61,9 +61,9 @@ def _rows_query(
 def _list_query(order: str, conditions: tuple[str, ...], wanted: frozenset[str] | None) -> str:
     """Behind the columns of a thread, those of its project where any are wanted."""
     if not (of_project := _of_project(wanted)):
-        return _rows_query(_OF_OWNER, order, conditions, thread_columns(wanted))
+        return _rows_query(_OF_OWNER, order, conditions, thread_columns(wanted, whole=False))
     return f"""
-    SELECT {thread_columns(wanted)}, {project_columns(of_project | {"id"})}
+    SELECT {thread_columns(wanted, whole=True)}, {project_columns(of_project | {"id"})}
     FROM ({_rows_query(_OF_OWNER, order, conditions, "*")}) t
     LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1
     ORDER BY t.pinned {order}, t.updated_at {order}, t.id {order}
@@ -86,7 +86,7 @@ def _paths_query(
     of_project = _of_project(wanted)
     more = f", {project_columns(of_project | {'id'})}" if of_project else ""
     return f"""
-    SELECT {", ".join(message_columns(of_messages))}, {thread_columns(wanted)}{more}
+    SELECT {", ".join(message_columns(of_messages))}, {thread_columns(wanted, whole=bool(more))}{more}
     FROM ({_rows_query(_OF_OWNER, order, conditions, "*")}) t
     {"LEFT JOIN projects p ON p.id = t.project_id AND p.owner_id = $1" if more else ""}
     LEFT JOIN LATERAL ({path_rows(along, _FIRST_CONDITION + len(conditions))}) m ON true

@@ -20,7 +20,7 @@ from graph.types.project import Project
 from graph.types.share import Share
 from graph.types.usage import TokenTotals
 from models.ids import IdKind
-from models.records import ThreadRecord
+from models.records import ThreadRecord, time_of
 from services.errors import CallerError
 from services.paging import WHETHER_MORE, Page, PageRequest, PathPosition, ThreadPosition, page_request
 from services.threads import ThreadFilter as ThreadsListed
@@ -187,7 +187,7 @@ class ThreadConnection:
 
 
 def _place(record: ThreadRecord) -> str:
-    return ThreadPosition(record.pinned, record.updated_at, record.id).cursor()
+    return ThreadPosition(record.pinned, time_of(record.updated_at), record.id).cursor()
 
 
 @strawberry.input(description="Which threads to list.")
