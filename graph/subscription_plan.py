@@ -96,8 +96,8 @@ class SubscriptionPlan:
                             result = await result
                     yield ExecutionResult(data=result.data, errors=result.errors)
         except Exception as error:
-            located = error if isinstance(error, GraphQLError) else GraphQLError(str(error), original_error=error)
-            yield ExecutionResult(data=None, errors=[located])
+            # In no name of this frame, which the error leads back to: they would hold each other.
+            yield _failure(error)
 
     def _executor(self, context: Context, variables: dict[str, Any]) -> EventExecutor:
         built = EventExecutor.build(
@@ -110,6 +110,11 @@ class SubscriptionPlan:
         assert isinstance(built, EventExecutor), "the variables were coerced before"
         built.event_plans = self._events
         return built
+
+
+def _failure(error: Exception) -> ExecutionResult:
+    located = error if isinstance(error, GraphQLError) else GraphQLError(str(error), original_error=error)
+    return ExecutionResult(data=None, errors=[located])
 
 
 class SubscriptionPlanner(Planner):

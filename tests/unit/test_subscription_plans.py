@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -157,6 +159,26 @@ async def test_a_reader_who_leaves_leaves_nothing_open() -> None:
     assert not stream.closed
     await source.aclose()
     assert stream.closed
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+async def test_a_subscription_is_freed_without_the_garbage_collector(fails: bool) -> None:
+    stream = Stream(NotFoundError("message") if fails else None)
+    await by_plan(PLAIN, {"id": ID}, context(Stream()))
+    gc.collect()
+    gc.disable()
+    try:
+        given = context(stream)
+        source = PLANNED.follow_planned(PLAIN, given, {"id": ID}, None)
+        assert source is not None
+        results = [result async for result in source]
+        assert len(results) == len(EVENTS) + fails
+        kept = weakref.ref(given)
+        stream.error = None
+        del given, source, results
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_planned_subscription_is_known_by_its_name() -> None:
