@@ -56,17 +56,21 @@ class Draft(StreamBuffer):
         self.name = name
         self.buffer = buffer
         self.logged = 0
+        # Whether it is known to have grown since it was written last: tokens come much faster than that.
+        self.is_noted = False
         self._grown = grown
 
     def append_text(self, kind: DeltaKind, text: str) -> None:
         """Add characters; readers get them when the log has them."""
         super().append_text(kind, text)
-        self._grown(self)
+        if not self.is_noted:
+            self._grown(self)
 
     def append_part(self, part: Part) -> None:
         """Add a part that appears whole; readers get it when the log has it."""
         super().append_part(part)
-        self._grown(self)
+        if not self.is_noted:
+            self._grown(self)
 
     def end(self, message: MessageRecord) -> None:
         """The end is stored: readers may have everything."""
@@ -225,6 +229,7 @@ class SharedHub(Hub):
         task.add_done_callback(self._endings.discard)
 
     def _on_growth(self, draft: Draft) -> None:
+        draft.is_noted = True
         self._grown[draft.message_id] = draft
         self._to_write.set()
 
@@ -234,6 +239,8 @@ class SharedHub(Hub):
             await self._to_write.wait()
             self._to_write.clear()
             grown, self._grown = self._grown, {}
+            for draft in grown.values():
+                draft.is_noted = False
             drafts = [draft for draft in grown.values() if self._drafts.get(draft.message_id) is draft]
             try:
                 for at in range(0, len(drafts), _LOGS_AT_ONCE):
