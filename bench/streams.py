@@ -69,6 +69,9 @@ class StreamsBench:
         models |= load_resume.scripts(_TOKENS, plan.token_rate, plan.log_seconds)
         self.scripts.write_bytes(orjson.dumps(models))
         print(_heading(self.cores), flush=True)
+        async with AsyncExitStack() as stack:
+            # The first start makes the tables, which takes memory that others would be found to do without.
+            await self._started(stack, servers.product(self.place, self.scripts))
         if "resume" in plan.parts:
             await self._resume()
         if "readers" in plan.parts:
