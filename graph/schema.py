@@ -118,9 +118,10 @@ class Subscription(MessageSubscription, ChangeSubscription, UsageSubscription):
 
 
 _MAX_PLANS = 16
-_PLANNED = {
+_TYPES = {
     GraphQLOperationType.QUERY: OperationType.QUERY,
     GraphQLOperationType.MUTATION: OperationType.MUTATION,
+    GraphQLOperationType.SUBSCRIPTION: OperationType.SUBSCRIPTION,
 }
 
 
@@ -175,11 +176,9 @@ class Schema(strawberry.Schema):
         allowed: Collection[OperationType] = (OperationType.QUERY, OperationType.MUTATION),
     ) -> ExecutionResult | None:
         """Execute an operation by its plan; None where it is Strawberry that must, with the same context."""
-        known = self._known(query, operation_name, variables)
-        if known is None or _PLANNED.get(known.operation.operation) not in allowed:
-            return None
-        plan = self._plan(known)
-        if not isinstance(plan, Plan):
+        known = self._known(query, operation_name, variables, allowed)
+        plan = None if known is None else self._plan(known)
+        if known is None or not isinstance(plan, Plan):
             return None
         context.begin(known.operation)
         return await plan.execute(context, known.values)
@@ -188,7 +187,7 @@ class Schema(strawberry.Schema):
         self, query: str, context: Context, variables: dict[str, Any], operation_name: str | None
     ) -> AsyncGenerator[ExecutionResult, None] | None:
         """Begin a subscription by its plan; None where it is Strawberry that must, with the same context."""
-        known = self._known(query, operation_name, variables)
+        known = self._known(query, operation_name, variables, (OperationType.SUBSCRIPTION,))
         plan = None if known is None else self._plan(known)
         if known is None or not isinstance(plan, SubscriptionPlan):
             return None
@@ -199,11 +198,15 @@ class Schema(strawberry.Schema):
         context.begin(known.operation)
         return results
 
-    def _known(self, query: str, operation_name: str | None, variables: dict[str, Any]) -> _Known | None:
-        """An operation of a document that was checked and had no errors, with variables that it can have."""
+    def _known(
+        self, query: str, operation_name: str | None, variables: dict[str, Any], allowed: Collection[OperationType]
+    ) -> _Known | None:
+        """An operation of a document that was checked and had no errors, of these types, with variables it can have."""
         checked = self.documents.find(query)
         operation = None if checked is None or checked.errors else checked.operations.get(operation_name)
-        if checked is None or operation is None or checked.weigh(operation_name, variables):
+        if checked is None or operation is None or _TYPES[operation.operation] not in allowed:
+            return None
+        if checked.weigh(operation_name, variables):
             return None
         values = get_variable_values(self._schema, operation.variable_definitions or (), variables)
         return None if isinstance(values, list) else _Known(checked, operation, values)
@@ -221,8 +224,8 @@ class Schema(strawberry.Schema):
             plan: Plan | SubscriptionPlan | None = None
             planner = SubscriptionPlanner(self._schema, self.schema_converter, checked.document, operation, values)
             try:
-                is_query = operation.operation in _PLANNED
-                plan = planner.plan() if is_query else planner.plan_subscription()
+                follows = operation.operation is GraphQLOperationType.SUBSCRIPTION
+                plan = planner.plan_subscription() if follows else planner.plan()
             except UnplannedError:
                 pass
             except GraphQLError:

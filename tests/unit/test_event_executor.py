@@ -102,7 +102,8 @@ PLAIN = (
 )
 
 
-async def test_plain_events_are_planned_once_a_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
+def planned_kinds(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """The classes of events for which a plan is looked for from now on, each time."""
     planned: list[type] = []
     plan = EventExecutor._plan
 
@@ -111,6 +112,11 @@ async def test_plain_events_are_planned_once_a_subscription(monkeypatch: pytest.
         return plan(self, kind)
 
     monkeypatch.setattr(EventExecutor, "_plan", watched)
+    return planned
+
+
+async def test_plain_events_are_planned_once_a_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = planned_kinds(monkeypatch)
     found = await results(PLANNED, PLAIN, {})
     assert [data["messageStream"].get("text") for data, _ in found] == ["hm", "héllo 🦉", None, "x", "y"]
     assert sorted(kind.__name__ for kind in planned) == ["MessageDelta", "MessagePartAdded"]

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from graph.context import Context, Services
 from graph.errors import format_errors
-from graph.event_executor import EventExecutor
 from graph.subscription_plan import SubscriptionPlan
 from models.ids import IdKind, outside_id
 from services.errors import CursorAheadError, NotFoundError
 from services.message_stream import DeltaFollower
 from services.viewer import Viewer
 from streams.buffer import StreamEvent
-from tests.unit.test_event_executor import EVENTS, MESSAGE, PLAIN, PLANNED, STOCK, queries
+from tests.unit.test_event_executor import EVENTS, MESSAGE, PLAIN, PLANNED, STOCK, planned_kinds, queries
 
 ID = outside_id(IdKind.MESSAGE, MESSAGE)
 Told = tuple[Any, list[dict[str, Any]]]
@@ -133,14 +132,7 @@ async def test_what_cannot_run_is_left_to_strawberry(query: str, variables: dict
 async def test_a_document_is_planned_once_and_its_events_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
     query = PLAIN.replace("__typename", "only: __typename")
     await by_strawberry(PLANNED, query, {"id": ID}, context(Stream()))
-    planned: list[type] = []
-    plan = EventExecutor._plan
-
-    def watched(self: EventExecutor, kind: type) -> Any:
-        planned.append(kind)
-        return plan(self, kind)
-
-    monkeypatch.setattr(EventExecutor, "_plan", watched)
+    planned = planned_kinds(monkeypatch)
     for _ in range(3):
         assert len(await by_plan(query, {"id": ID}, context(Stream())) or ()) == len(EVENTS)
     known = PLANNED.documents.find(query)
