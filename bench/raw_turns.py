@@ -132,11 +132,12 @@ class Turns:
         self._own(self._every(_CHECKPOINT_SECONDS, self._checkpoint))
 
     async def ask(self, request: web.Request) -> web.Response:
-        """A question in a new thread: `{"idempotencyKey", "text", "words", "rate"}`; the answer's id at once."""
+        """A question in a new thread: text and key, how many words are answered, how fast, after how much thought."""
         owner_id = self._sessions.user(request)
         body = await request.read()
         asked = orjson.loads(body)
         key, text, words, rate = asked["idempotencyKey"], asked["text"], asked["words"], asked["rate"]
+        thought = asked["thought"]
         if not isinstance(key, str) or not isinstance(text, str) or not text.strip() or len(text) > _MOST_TEXT:
             raise web.HTTPBadRequest
         thread_id, question_id, answer_id = new_id(), new_id(), new_id()
@@ -155,7 +156,7 @@ class Turns:
                 thread_id, answer_id = before["thread_id"], before["assistant_message_id"]
         if created is not None:
             answer = self._answers[answer_id] = Answer(answer_id, thread_id, owner_id)
-            self._own(self._write(answer, words, rate))
+            self._own(self._write(answer, words, rate, thought))
         return _json({"threadId": f"thread_{thread_id.hex}", "messageId": f"message_{answer_id.hex}"})
 
     async def read(self, request: web.Request) -> web.StreamResponse:
@@ -173,10 +174,12 @@ class Turns:
             answer.readers.append(ws)
         return ws
 
-    async def _write(self, answer: Answer, words: int, rate: float) -> None:
+    async def _write(self, answer: Answer, words: int, rate: float, thought: float) -> None:
         async with self._pool.acquire() as connection:
             rows = await connection.fetch(_PROMPT, answer.thread_id, 1)
         said = ["".join(part["text"] for part in orjson.loads(parts)) for _, parts in rows]
+        if thought:
+            await asyncio.sleep(thought)
         loop = asyncio.get_running_loop()
         pause, due = 1 / rate if rate else 0.0, loop.time()
         for number in range(words):

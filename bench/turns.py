@@ -41,6 +41,8 @@ from tests.valkey import ValkeyServer
 _PARTS = ("fast", "read", "first")
 _WORDS = 500
 _RATE = 100
+# For how long a model may think before its first token, in seconds: not at all, and as the fastest vendors do.
+_THOUGHTS = (0.0, 0.2)
 _QUESTION = "How does a stream go on when its reader comes back after a while?"
 _ASKERS = 4
 _DONE_SECONDS = 120.0
@@ -88,7 +90,8 @@ class Side:
     Attributes:
         name: what the table calls it.
         make: the server, not started.
-        question: the bytes that ask in a new thread for so many tokens a second (0: as fast as it goes).
+        question: the bytes that ask in a new thread for so many tokens a second (0: as fast as it goes), after so many
+            seconds of thought.
         answer_id: the answer's id in what it replies.
         reader: a socket to read answers on.
         subscription: the text that asks for an answer on it.
@@ -96,7 +99,7 @@ class Side:
 
     name: str
     make: Callable[[], ServerProcess]
-    question: Callable[[str, int], bytes]
+    question: Callable[[str, int, float], bytes]
     answer_id: Callable[[Any], str]
     reader: Callable[[str], TurnReader]
     subscription: Callable[[str], str]
@@ -137,8 +140,11 @@ class TurnsBench:
 
     async def run(self) -> None:
         """Measure everything that was asked for; print each table as soon as it is there."""
-        said = [{"text": TOKEN.decode() * _WORDS}]
-        models = {f"turn-{rate}": {"wordsPerSecond": rate, "steps": said} for rate in (0, _RATE)}
+        said = {"text": TOKEN.decode() * _WORDS}
+        models = {
+            _model(rate, thought): {"wordsPerSecond": rate, "steps": [{"pause": thought}, said] if thought else [said]}
+            for rate, thought in [(_RATE, 0.0), *((0, thought) for thought in _THOUGHTS)]
+        }
         self.scripts.write_bytes(orjson.dumps(models))
         print(self._heading(), flush=True)
         async with AsyncExitStack() as stack:
@@ -210,32 +216,41 @@ class TurnsBench:
 
     async def _first(self, sides: Sequence[Side]) -> None:
         """One turn after the other, by one client: what there is to wait for when nothing else is going on."""
-        rows = []
+        waits: dict[str, list[list[float]]] = {side.name: [] for side in sides}
         for side in sides:
             async with self._running(side) as server:
+                # Each connection to the database prepares each statement once.
+                await self._fast(server, side, 0, _WARM_UP)
                 connection = await HttpConnection.open(server.port)
                 reader = await _opened(side.reader(self.token), server)
-                asked, first = [], []
-                for _ in range(self.turns):
-                    began = time.perf_counter()
-                    answer_id = await self._ask(side, connection, 0)
-                    asked.append((time.perf_counter() - began) * 1_000)
-                    reader.read(side.subscription(answer_id))
-                    await _all(reader.ended.wait())
-                    if reader.tokens == _WORDS:
-                        first.append((reader.first - began) * 1_000)
+                for thought in _THOUGHTS:
+                    asked, first = [], []
+                    for _ in range(self.turns):
+                        began = time.perf_counter()
+                        answer_id = await self._ask(side, connection, 0, thought)
+                        asked.append((time.perf_counter() - began) * 1_000)
+                        reader.read(side.subscription(answer_id))
+                        await _all(reader.ended.wait())
+                        if reader.tokens == _WORDS:
+                            first.append((reader.first - began - thought) * 1_000)
+                    waits[side.name] += [asked, first]
                 connection.close()
                 reader.close()
-            rows.append(f"| {side.name} | {_quantiles(asked)} | {_quantiles(first)} |")
+        heads = [
+            f"{what}, the model {'at once' if thought == 0 else f'after {thought * 1_000:.0f} ms'}"
+            for thought in _THOUGHTS
+            for what in ("answered", "a token more")
+        ]
+        rows = [" | ".join([f"| {name}", *map(_quantiles, times)]) + " |" for name, times in waits.items()]
         head = (
-            "### To the first token, which the model has at once\n\n"
-            f"| {self.turns} turns, one after the other | the question is answered, ms: p50, p90 "
-            "| the reader has a token, ms: p50, p90 |"
+            "### To the first token: until the question is answered, and what is added to the model's own time until "
+            "its reader has a token\n\n"
+            f"| {self.turns} turns, one after the other; ms, p50, p90 | {' | '.join(heads)} |"
         )
-        print("\n" + "\n".join([head, "| --- | --- | --- |", *rows]), flush=True)
+        print("\n" + "\n".join([head, "| --- |" + " --- |" * len(heads), *rows]), flush=True)
 
-    async def _ask(self, side: Side, connection: HttpConnection, rate: int) -> str:
-        answer = orjson.loads(await connection.exchange(side.question(self.token, rate)))
+    async def _ask(self, side: Side, connection: HttpConnection, rate: int, thought: float = 0.0) -> str:
+        answer = orjson.loads(await connection.exchange(side.question(self.token, rate, thought)))
         if "errors" in answer:
             raise BenchError(f"the question was refused: {answer['errors']}")
         return side.answer_id(answer)
@@ -254,8 +269,8 @@ class TurnsBench:
         return _Running(self, side)
 
     def _product(self, name: str, **more: str) -> Side:
-        def question(token: str, rate: int) -> bytes:
-            asked = {"idempotencyKey": str(uuid.uuid4()), "text": _QUESTION, "modelId": f"turn-{rate}"}
+        def question(token: str, rate: int, thought: float) -> bytes:
+            asked = {"idempotencyKey": str(uuid.uuid4()), "text": _QUESTION, "modelId": _model(rate, thought)}
             return graphql_request(_SEND, token, {"input": asked})
 
         def reader(token: str) -> TurnReader:
@@ -278,8 +293,9 @@ class TurnsBench:
         )
 
     def _raw(self) -> Side:
-        def question(token: str, rate: int) -> bytes:
-            body = orjson.dumps({"idempotencyKey": str(uuid.uuid4()), "text": _QUESTION, "words": _WORDS, "rate": rate})
+        def question(token: str, rate: int, thought: float) -> bytes:
+            asked = {"text": _QUESTION, "words": _WORDS, "rate": rate, "thought": thought}
+            body = orjson.dumps({"idempotencyKey": str(uuid.uuid4()), **asked})
             head = (
                 f"POST /turns HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -306,6 +322,10 @@ class TurnsBench:
             "taken within a round\n"
             "- CPU is the server process's, user and system; PostgreSQL's and Valkey's are not in it"
         )
+
+
+def _model(rate: int, thought: float) -> str:
+    return f"turn-{rate}-{thought}"
 
 
 class _Running:

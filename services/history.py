@@ -23,6 +23,7 @@ import orjson
 
 from models.database import Database
 from models.parts import FilePart, Part, ReasoningPart, SourcePart, TextPart, ToolPart, parts_from_json
+from models.records import MessageRecord
 from providers.base import (
     PromptFile,
     PromptMessage,
@@ -167,6 +168,18 @@ async def history(database: Database, storage: Storage, message_id: UUID, limits
     """
     async with database.acquire() as connection:
         branch = await _branch(connection, message_id)
+    return await _prompt(branch, storage, limits)
+
+
+async def first_prompt(
+    question: MessageRecord, personalization: Personalization, storage: Storage, limits: PromptLimits
+) -> Prompt:
+    """What `history` is for a question without files that begins a thread outside of projects."""
+    row = {"id": question.id, "role": question.role_name, "model": None, "parts": question.parts_json}
+    return await _prompt(_Branch([row], {}, _system_texts(personalization)), storage, limits)
+
+
+async def _prompt(branch: _Branch, storage: Storage, limits: PromptLimits) -> Prompt:
     messages = [PromptMessage.of("system", text) for text in branch.system]
     tokens = sum(map(estimate_tokens, branch.system))
     for planned in reversed(_plan(branch, limits)):
@@ -199,12 +212,13 @@ async def _branch(connection: Connection, message_id: UUID) -> _Branch:
     with_files = [row["id"] for row in rows if '"file"' in row["parts"]]
     links = await connection.fetch(_FILES, with_files) if with_files else []
     files = {(link["message_id"], link["id"]): link for link in links}
-    return _Branch(rows, files, _system_texts(rows[0]) if rows else [])
+    system = _system_texts(Personalization.from_row(rows[0]), rows[0]["prompt"]) if rows else []
+    return _Branch(rows, files, system)
 
 
-def _system_texts(row: Mapping[str, Any]) -> list[str]:
+def _system_texts(personalization: Personalization, project_prompt: str | None = None) -> list[str]:
     """What a model is told before the conversation, each text as a message of its own, in this order."""
-    return [text for text in (instruction(Personalization.from_row(row)), row["prompt"]) if text]
+    return [text for text in (instruction(personalization), project_prompt) if text]
 
 
 def _system_tokens(branch: _Branch) -> int:

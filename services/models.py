@@ -65,6 +65,13 @@ class Models:
         if model_id is not None and (await self.describe_many(viewer, [model_id]))[0] is None:
             raise ModelUnavailableError(field=field)
 
+    def of_operator(self, model_id: str | None) -> tuple[ModelRecord, Provider] | None:
+        """As `resolve`, for a viewer who brought along nothing; None where it fails."""
+        try:
+            return self.registry.resolve(model_id, NOTHING_OWN)
+        except (UnknownModelError, MissingKeyError):
+            return None
+
     async def resolve(
         self,
         connection: Connection,

@@ -5,8 +5,8 @@ idempotency key is written first of all, so that equal requests wait for one ano
 one writer at a time. The stream's buffer is open before the commit makes the message visible: no reader is too early.
 Where there is a budget, the user's row is locked before everything else.
 
-What a turn costs this process is round trips, so there are few: a question in a new thread is one statement, which is a
-transaction by itself (docs/decisions/0025-round-trips-of-a-turn.md).
+What a turn costs is round trips, so there are few: nearly every question is one statement (`services.sends`); what is
+here is for the others (docs/decisions/0025-round-trips-of-a-turn.md and 0028-a-turn-is-one-statement.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import orjson
 from models.database import Database
 from models.ids import new_id
 from models.parts import FilePart, TextPart, parts_from_json, parts_to_json
-from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord, message_columns
+from models.records import MESSAGE_COLUMNS, THREAD_COLUMNS, MessageRecord, MessageRole, ThreadRecord
 from providers.base import GenerationRequest, Provider, ReasoningEffort
 from providers.catalog import Ability
 from providers.registry import ModelRecord
@@ -43,12 +43,25 @@ from services.errors import (
     UnavailableError,
 )
 from services.generation import Generations
-from services.history import PromptLimits, estimate_prompt, history
+from services.history import PromptLimits, estimate_prompt, first_prompt, history
 from services.input import checked_key, checked_text
 from services.messages import MAX_SIBLINGS, leave_branch
 from services.models import DefaultOf, Models
-from services.own_access import HAS_OWN
 from services.rates import NO_RATE, UserRate
+from services.sends import (
+    ASKER,
+    BOTH,
+    MAX_MESSAGES,
+    PROJECT_OF_THREAD,
+    TOUCHED,
+    WRITTEN,
+    KnownAsker,
+    KnownAskers,
+    Sent,
+    begin_thread,
+    continue_thread,
+    written,
+)
 from services.titles import Titles, title_from_text
 from services.viewer import Viewer
 from storage.base import Storage
@@ -66,8 +79,6 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
 T = TypeVar("T")
-_MAX_MESSAGES = 100_000
-_MESSAGE_WIDTH = len(MessageRecord.columns)
 
 # The thread, where there is one, is locked behind the key. What it holds is read by the statements that follow: this
 # one began before it had the lock, and would not see what was written until then.
@@ -107,58 +118,16 @@ SELECT $1, $2, $3, 'TEXT', false, $4, $5, now(), now()
 WHERE $4::uuid IS NULL OR EXISTS (SELECT FROM projects WHERE id = $4 AND owner_id = $2 FOR NO KEY UPDATE)
 RETURNING id
 """
-# What is chosen where a turn names no model: its project's, else its owner's. The one that makes titles for its owner.
-_ASKER = f"""
-SELECT {HAS_OWN} AS has_own, s.title_model, s.default_model, (
-    SELECT p.default_model FROM projects p WHERE p.owner_id = $1 AND p.id = coalesce($3, (
-        SELECT t.project_id FROM threads t WHERE t.id = $2 AND t.owner_id = $1
-    ))
-) AS project_model
-FROM (VALUES (1)) AS one LEFT JOIN settings s ON s.owner_id = $1
-"""  # noqa: S608 - texts of ours
-# The question, the answer's placeholder and the stream, in the thread that what stands before gives.
-_BOTH = f"""
-said AS (
-    INSERT INTO messages (id, owner_id, thread_id, parent_id, active_child_id, depth, active, role, status, parts,
-        model, created_at, updated_at)
-    SELECT said.id, $1, thread.id, said.parent_id, said.child_id, said.depth, true, said.role, said.status, said.parts,
-        said.model, now(), now()
-    FROM thread, (
-        VALUES ($3::uuid, $5::uuid, $4::uuid, $6::int, 'USER', 'COMPLETE', $7::jsonb, NULL::text),
-            ($4, $3, NULL, $6 + 1, 'ASSISTANT', 'STREAMING', '[]', $8)
-    ) AS said (id, parent_id, child_id, depth, role, status, parts, model)
-    ORDER BY said.depth RETURNING {MESSAGE_COLUMNS}
-), stream AS (
-    INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reasoning_effort)
-    SELECT $4, $1, $9, 1, now() + make_interval(secs => $10), $11 FROM thread
-)
-SELECT {", ".join(message_columns(None, "said"))},
-    {", ".join(f"thread.{name}" for name in THREAD_COLUMNS.split(", "))}
-FROM said, thread ORDER BY said.depth
-"""  # noqa: S608 - only column names are put in
-# All of a turn in a new thread; nothing where the key is taken. Not for a thread of a project: that would have to be
-# locked behind the key, and what one statement writes has no such order.
-_BEGIN_THREAD = f"""
-WITH taken AS (
-    INSERT INTO turns (id, owner_id, idempotency_key, fingerprint, thread_id, user_message_id, assistant_message_id)
-    VALUES ($13, $1, $14, $15, $2, $3, $4) ON CONFLICT (owner_id, idempotency_key) DO NOTHING RETURNING id
-), thread AS (
-    INSERT INTO threads (id, owner_id, title, title_source, pinned, temporary, expires_at, created_at, updated_at)
-    SELECT $2, $1, $16, 'TEXT', false, $17, CASE WHEN $17 THEN now() + make_interval(secs => $12) END, now(), now()
-    FROM taken RETURNING {THREAD_COLUMNS}
-), {_BOTH}
-"""  # noqa: S608 - only column names are put in
-_TOUCH = f"""
-UPDATE threads SET updated_at = now(), expires_at = CASE
-    WHEN temporary THEN greatest(expires_at, now() + make_interval(secs => $12)) ELSE expires_at
-END
-WHERE id = $2 RETURNING {THREAD_COLUMNS}
-"""  # noqa: S608 - only column names are put in
-# The same below a message, in a thread that is locked.
+_ASKER = ASKER.format(project=f"coalesce($3, {PROJECT_OF_THREAD})")
+_TOUCH = f"UPDATE threads SET {TOUCHED} WHERE id = $2 RETURNING {THREAD_COLUMNS}"  # noqa: S608 - texts of ours
+# Question, answer and stream below a message, in a thread that is locked.
 _CONTINUE = f"""
 WITH parent AS (
-    UPDATE messages SET active_child_id = $3 WHERE id = $5
-), thread AS ({_TOUCH}), {_BOTH}
+    UPDATE messages SET active_child_id = $3 WHERE id = $11
+), place AS (
+    SELECT $11::uuid AS parent_id, $12::int AS depth
+), thread AS ({_TOUCH}), {BOTH}
+SELECT {WRITTEN} FROM said, thread ORDER BY said.depth
 """  # noqa: S608 - texts of ours
 _ADD_QUESTION = """
 WITH parent AS (
@@ -178,7 +147,7 @@ WITH parent AS (
 ), stream AS (
     INSERT INTO streams (message_id, owner_id, holder, epoch, lease_expires_at, reasoning_effort, reserved_tokens,
         reserved_cost_micros, answer_tokens)
-    VALUES ($4, $1, $7, 1, now() + make_interval(secs => $8), $9, $10, $11, $13)
+    VALUES ($4, $1, $7, 1, now() + make_interval(secs => $8), $9, $11, $12, $13)
 )
 {_TOUCH}
 """  # noqa: S608 - texts of ours
@@ -224,7 +193,12 @@ class NewThread:
 
 @dataclass(frozen=True, slots=True)
 class _NewTurn:
-    """The ids of a turn, chosen before anything is written."""
+    """The ids of a turn, chosen before anything is written, and who answers it.
+
+    Attributes:
+        assumed: what the asker was taken to be like; None: that was read.
+        title_model: of the asker, where it was read.
+    """
 
     viewer: Viewer
     request: TurnRequest
@@ -234,16 +208,23 @@ class _NewTurn:
     answer_id: UUID
     model: ModelRecord
     provider: Provider
+    assumed: KnownAsker | None
     title_model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a model is asked, and with what; `answer_tokens` is what a budget leaves."""
+    """What a model is asked, and with what.
+
+    Attributes:
+        answer_tokens: what a budget leaves.
+        told: who asked the first question of a thread, which is all of its prompt; None: that has to be read.
+    """
 
     question_id: UUID
     effort: ReasoningEffort | None
     answer_tokens: int | None
+    told: Sent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,15 +233,10 @@ class _Written:
 
     turn: Turn
     reservation: Reservation = field(default_factory=Reservation)
-
-    @classmethod
-    def of(cls, rows: Sequence[asyncpg.Record]) -> _Written:
-        """From the rows of the two messages, each with the thread's behind it."""
-        question, answer = (MessageRecord.of(row[:_MESSAGE_WIDTH]) for row in rows)
-        return cls(Turn(ThreadRecord.of(rows[0][_MESSAGE_WIDTH:]), question, answer))
+    sent: Sent | None = None
 
 
-# None: the key was taken before.
+# None: nothing was written.
 _Write: TypeAlias = "Callable[[Connection], Awaitable[_Written | None]]"
 
 
@@ -295,6 +271,7 @@ class Turns:
         self._storage = storage
         self._rate = rate
         self._temporary_seconds = temporary_seconds
+        self._askers = KnownAskers()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def send(
@@ -322,22 +299,38 @@ class Turns:
         thread_id, begun = (None, place) if isinstance(place, NewThread) else (place, NewThread())
         project = begun.project_id.hex if begun.project_id else None
         said = (thread_id.hex if thread_id else None, text, project, begun.temporary)
-        new = await self._prepare(
-            viewer,
-            request,
-            "send",
-            thread_id or new_id(),
-            new_id(),
-            *(*said, *_fingerprinted(attachment_ids or None)),
-            project_id=begun.project_id,
-        )
-
+        fingerprint = _fingerprint("send", request, *said, *_fingerprinted(attachment_ids or None))
         title = title_from_text(text)
+        new = await self._prepare(
+            viewer, request, fingerprint, thread_id or new_id(), new_id(), project_id=begun.project_id
+        )
+        turn = None
+        if begun.project_id is None and not attachment_ids and not self._budgets.any:
 
-        async def begin(connection: Connection) -> _Written | None:
-            values = (new_id(), request.idempotency_key, new.fingerprint, title, begun.temporary)
-            rows = await connection.fetch(_BEGIN_THREAD, *self._said(new, None, 0, text, ()), *values)
-            return _Written.of(rows) if rows else None
+            async def send(connection: Connection) -> _Written | None:
+                assumed = new.assumed or KnownAsker(has_own=False, default_model=None)
+                both = self._both(new, text)
+                key = (
+                    *(new_id(), request.idempotency_key, fingerprint),
+                    *(new.assumed is None, request.model_id is not None, assumed.default_model),
+                )
+                if thread_id is None:
+                    sent = await begin_thread(connection, both, key, title, begun.temporary)
+                else:
+                    sent = await continue_thread(connection, both, key)
+                if sent is None:
+                    return None
+                return _Written(Turn(sent.thread, sent.user_message, sent.assistant_message), sent=sent)
+
+            made = await self._own(self._make(new, self._database.acquire, send))
+            if made is not None:
+                assert made.sent is not None
+                turn, title_model = made.turn, made.sent.title_model
+            elif new.assumed is not None:
+                new = await self._read(viewer, request, fingerprint, thread_id or new_id(), new_id())
+            else:
+                # What was begun for the first one has been ended.
+                new = replace(new, answer_id=new_id())
 
         async def write(connection: Connection) -> _Written:
             parent_id, depth = None, 0
@@ -351,17 +344,16 @@ class Turns:
                     raise ThreadBusyError
                 if leaf["id"] is not None:
                     parent_id, depth = leaf["id"], leaf["depth"] + 1
-            if depth + 2 > _MAX_MESSAGES:
+            if depth + 2 > MAX_MESSAGES:
                 raise BadUserInputError("This thread is full; begin a new one.", field="threadId")
             files = await self._take(connection, viewer, attachment_ids)
             return await self._add(connection, new, parent_id, depth, text, files)
 
-        if thread_id is None and begun.project_id is None and not attachment_ids and not self._budgets.any:
-            turn = await self._own(self._make(new, self._database.acquire, begin))
-        else:
+        if turn is None:
             turn = await self._once(new, write, locks=None if thread_id is None else "thread", field="threadId")
+            title_model = new.title_model
         if thread_id is None and turn.assistant_message.id == new.answer_id:
-            self._titles.begin(viewer, new.thread_id, new.answer_id, text, new.title_model)
+            self._titles.begin(viewer, new.thread_id, new.answer_id, text, title_model)
         return turn
 
     async def edit(
@@ -383,8 +375,8 @@ class Turns:
         """
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
         place = await self._place(viewer, message_id, MessageRole.USER)
-        said = (message_id.hex, text, *_fingerprinted(attachment_ids))
-        new = await self._prepare(viewer, request, "edit", place["thread_id"], new_id(), *said)
+        fingerprint = _fingerprint("edit", request, message_id.hex, text, *_fingerprinted(attachment_ids))
+        new = await self._prepare(viewer, request, fingerprint, place["thread_id"], new_id(), assume=False)
 
         async def write(connection: Connection) -> _Written:
             await _refuse_busy(connection, new.thread_id)
@@ -405,7 +397,8 @@ class Turns:
             as `send`; BadUserInputError also where the message is not an answer, or has 100 versions.
         """
         place = await self._place(viewer, message_id, MessageRole.ASSISTANT)
-        new = await self._prepare(viewer, request, "retry", place["thread_id"], place["parent_id"], message_id.hex)
+        fingerprint = _fingerprint("retry", request, message_id.hex)
+        new = await self._prepare(viewer, request, fingerprint, place["thread_id"], place["parent_id"], assume=False)
 
         async def write(connection: Connection) -> _Written:
             await _refuse_busy(connection, new.thread_id)
@@ -418,15 +411,45 @@ class Turns:
         self,
         viewer: Viewer,
         request: TurnRequest,
-        kind: str,
+        fingerprint: bytes,
         thread_id: UUID,
         user_message_id: UUID,
-        *said: object,
+        *,
         project_id: UUID | None = None,
+        assume: bool = True,
     ) -> _NewTurn:
+        """Count the request, and choose who answers it.
+
+        Args:
+            assume: whether the asker may be taken to be as they were a moment ago.
+        """
         checked_key(request.idempotency_key)
         self._refuse_while_draining()
         wait = self._rate.take(viewer.id)
+        if assume and not wait and project_id is None and not self._budgets.any:
+            asker = self._askers.get(viewer.id)
+            if asker is not None and not asker.has_own:
+                model_id = asker.default_model if request.model_id is None else request.model_id
+                if (chosen := self._models.of_operator(model_id)) is not None:
+                    ids = (thread_id, user_message_id, new_id())
+                    return _NewTurn(viewer, request, fingerprint, *ids, *chosen, assumed=asker, title_model=None)
+        return await self._read(viewer, request, fingerprint, thread_id, user_message_id, project_id, wait)
+
+    async def _read(
+        self,
+        viewer: Viewer,
+        request: TurnRequest,
+        fingerprint: bytes,
+        thread_id: UUID,
+        user_message_id: UUID,
+        project_id: UUID | None = None,
+        wait: int = 0,
+    ) -> _NewTurn:
+        """As `_prepare`, by what the database has now.
+
+        Args:
+            wait: seconds for which the viewer asks too early.
+        """
         async with self._database.acquire() as connection:
             # Who asks for the answer that a key has made before is no reason to begin another.
             if wait and await connection.fetchrow(_TAKEN_KEY, viewer.id, request.idempotency_key) is None:
@@ -437,15 +460,15 @@ class Turns:
                 (asker["project_model"], DefaultOf.PROJECT),
                 (asker["default_model"], DefaultOf.SETTINGS),
             )
+            default = next((model_id for model_id, _ in chosen[1:] if model_id is not None), None)
+            self._askers.note(viewer.id, KnownAsker(asker["has_own"], default))
             model_id, default_of = next((one for one in chosen if one[0] is not None), (None, None))
             model, provider = await self._models.resolve(
                 connection, viewer, model_id, default_of=default_of, has_own=asker["has_own"]
             )
-        asked = orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])
-        return _NewTurn(
-            *(viewer, request, sha256(asked).digest(), thread_id, user_message_id, new_id()),
-            *(model, provider, asker["title_model"]),
-        )
+        ids = (thread_id, user_message_id, new_id())
+        title_model = asker["title_model"]
+        return _NewTurn(viewer, request, fingerprint, *ids, model, provider, assumed=None, title_model=title_model)
 
     async def _place(self, viewer: Viewer, message_id: UUID, role: MessageRole) -> asyncpg.Record:
         async with self._database.acquire() as connection:
@@ -476,9 +499,9 @@ class Turns:
     ) -> _Written:
         """Write the question (None: there already, as `parent_id`) and its answer's placeholder with its stream."""
         if text is not None and not self._budgets.any:
-            written = _Written.of(await connection.fetch(_CONTINUE, *self._said(new, parent_id, depth, text, files)))
+            rows = await connection.fetch(_CONTINUE, *self._both(new, text, files), parent_id, depth)
             await link_attachments(connection, new.user_message_id, files)
-            return written
+            return _Written(Turn(*written(rows)))
         owner_id = new.viewer.id
         if text is not None:
             parts = parts_to_json([*files, TextPart(text)])
@@ -494,19 +517,17 @@ class Turns:
         row = await connection.fetchrow(
             _ADD_ANSWER,
             *(owner_id, new.thread_id, new.user_message_id, new.answer_id, depth, new.model.id),
-            *(self._leases.holder, self._leases.lease_seconds, new.request.reasoning_effort),
-            *(reservation.tokens, reservation.cost_micros, self._temporary_seconds, reservation.answer_tokens),
+            *(self._leases.holder, self._leases.lease_seconds, new.request.reasoning_effort, self._temporary_seconds),
+            *(reservation.tokens, reservation.cost_micros, reservation.answer_tokens),
         )
         thread = ThreadRecord.from_row(row)
         rows = await connection.fetch(_FIND, [new.user_message_id, new.answer_id], new.viewer.id)
         return _Written(Turn(thread, *map(MessageRecord.from_row, rows)), reservation)
 
-    def _said(
-        self, new: _NewTurn, parent_id: UUID | None, depth: int, text: str, files: Sequence[FilePart]
-    ) -> tuple[Any, ...]:
-        """The parameters of `_BOTH`."""
+    def _both(self, new: _NewTurn, text: str, files: Sequence[FilePart] = ()) -> tuple[Any, ...]:
+        """The parameters of `BOTH`."""
         return (
-            *(new.viewer.id, new.thread_id, new.user_message_id, new.answer_id, parent_id, depth),
+            *(new.viewer.id, new.thread_id, new.user_message_id, new.answer_id),
             *(parts_to_json([*files, TextPart(text)]), new.model.id),
             *(self._leases.holder, self._leases.lease_seconds, new.request.reasoning_effort, self._temporary_seconds),
         )
@@ -534,7 +555,8 @@ class Turns:
                 raise NotFoundError(locks, field=field)
             return await write(connection)
 
-        return await self._own(self._make(new, self._database.transaction, keyed))
+        made = await self._own(self._make(new, self._database.transaction, keyed))
+        return await self._repeated(new) if made is None else made.turn
 
     def _refuse_while_draining(self) -> None:
         if self._generations.draining:
@@ -542,8 +564,8 @@ class Turns:
 
     async def _make(
         self, new: _NewTurn, connect: Callable[[], AbstractAsyncContextManager[Connection]], write: _Write
-    ) -> Turn:
-        """Write the turn and begin its answer; or, where `write` finds the key taken, the turn that it made before.
+    ) -> _Written | None:
+        """Write the turn and begin its answer; None where nothing was written.
 
         In a task of its own: a caller that leaves between the commit and the start of the answer must not part the two.
 
@@ -557,10 +579,12 @@ class Turns:
         try:
             async with connect() as connection:
                 written = await write(connection)
-                if written is None:
-                    return await self._repeat(connection, new)
+            if written is None:
+                return None
             hold = StreamHold(new.answer_id, new.thread_id, new.viewer.id, 1, new.model.id, new.model.prices)
-            asked = _Asked(new.user_message_id, new.request.reasoning_effort, written.reservation.answer_tokens)
+            turn = written.turn
+            told = None if turn.user_message.depth or turn.thread.project_id else written.sent
+            asked = _Asked(new.user_message_id, new.request.reasoning_effort, written.reservation.answer_tokens, told)
             self._start(hold, buffer, asked, new.model, new.provider)
             started = True
         except asyncpg.UniqueViolationError as error:
@@ -572,7 +596,7 @@ class Turns:
             if not started:
                 self._hub.remove(new.answer_id)
                 buffer.close()
-        return written.turn
+        return written
 
     async def settled(self, within: float) -> None:
         """Wait until no turn is being made, for so many seconds at most: new ones are refused by then."""
@@ -627,7 +651,11 @@ class Turns:
 
         async def request() -> GenerationRequest:
             limits = self._prompt_limits(model)
-            prompt = await history(self._database, self._storage, asked.question_id, limits)
+            if asked.told is None:
+                prompt = await history(self._database, self._storage, asked.question_id, limits)
+            else:
+                sent = asked.told
+                prompt = await first_prompt(sent.user_message, sent.personalization, self._storage, limits)
             return GenerationRequest(
                 model.vendor_name,
                 prompt.messages,
@@ -653,18 +681,19 @@ class Turns:
             model_id=model.id,
         )
 
-    async def _repeat(self, connection: Connection, new: _NewTurn) -> Turn:
+    async def _repeated(self, new: _NewTurn) -> Turn:
         """The turn that this key made before."""
-        before = await connection.fetchrow(_TAKEN_KEY, new.viewer.id, new.request.idempotency_key)
-        if before["fingerprint"] != new.fingerprint:
-            raise ConflictError("This idempotency key was used with other input.", field="idempotencyKey")
-        thread = await connection.fetchrow(
-            f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = $1 AND owner_id = $2",  # noqa: S608
-            before["thread_id"],
-            new.viewer.id,
-        )
-        ids = [before["user_message_id"], before["assistant_message_id"]]
-        rows = await connection.fetch(_FIND, ids, new.viewer.id)
+        async with self._database.acquire() as connection:
+            before = await connection.fetchrow(_TAKEN_KEY, new.viewer.id, new.request.idempotency_key)
+            if before["fingerprint"] != new.fingerprint:
+                raise ConflictError("This idempotency key was used with other input.", field="idempotencyKey")
+            thread = await connection.fetchrow(
+                f"SELECT {THREAD_COLUMNS} FROM threads WHERE id = $1 AND owner_id = $2",  # noqa: S608
+                before["thread_id"],
+                new.viewer.id,
+            )
+            ids = [before["user_message_id"], before["assistant_message_id"]]
+            rows = await connection.fetch(_FIND, ids, new.viewer.id)
         if thread is None or len(rows) < 2:
             raise NotFoundError("thread: it was deleted after this key was used for it", field="idempotencyKey")
         return Turn(ThreadRecord.from_row(thread), *map(MessageRecord.from_row, rows))
@@ -685,6 +714,11 @@ class Turns:
 async def _refuse_busy(connection: Connection, thread_id: UUID) -> None:
     if await connection.fetchval(_IS_LIVE, thread_id):
         raise ThreadBusyError
+
+
+def _fingerprint(kind: str, request: TurnRequest, *said: object) -> bytes:
+    """What a key stands for, so that it is known when it is used for something else."""
+    return sha256(orjson.dumps([kind, *said, request.model_id, request.reasoning_effort])).digest()
 
 
 def _fingerprinted(ids: Sequence[UUID] | None) -> list[list[str]]:

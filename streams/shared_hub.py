@@ -111,6 +111,9 @@ class SharedHub(Hub):
         self._drafts: dict[UUID, Draft] = {}
         self._grown: dict[UUID, Draft] = {}
         self._to_write = asyncio.Event()
+        # Whether an answer has begun that the log has nothing of: its readers wait for their first token.
+        self._is_urgent = False
+        self._rested = asyncio.Event()
         # Kept for as long as they have readers, and then for a moment: one whose connection broke comes back.
         self._followed: dict[UUID, Followed] = {}
         self._unread: set[UUID] = set()
@@ -232,12 +235,16 @@ class SharedHub(Hub):
         draft.is_noted = True
         self._grown[draft.message_id] = draft
         self._to_write.set()
+        if not draft.logged and draft.length:
+            self._is_urgent = True
+            self._rested.set()
 
     async def _write(self) -> None:
         pause = Pause()
         while True:
             await self._to_write.wait()
             self._to_write.clear()
+            self._is_urgent = False
             grown, self._grown = self._grown, {}
             for draft in grown.values():
                 draft.is_noted = False
@@ -257,11 +264,22 @@ class SharedHub(Hub):
                 if pause.reset():
                     self.returns += 1
                     log.info("the token log is back")
-                await asyncio.sleep(_TICK_SECONDS)
+                await self._rest()
                 continue
             self._grown = grown | self._grown
             self._to_write.set()
             await pause.rest()
+
+    async def _rest(self) -> None:
+        """Wait between two writes, so that tokens of many streams share the next; a first token is not kept waiting."""
+        if self._is_urgent:
+            return
+        self._rested.clear()
+        timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._rested.set)
+        try:
+            await self._rested.wait()
+        finally:
+            timer.cancel()
 
     async def _append(self, drafts: Sequence[Draft]) -> None:
         if not drafts:

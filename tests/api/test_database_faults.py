@@ -132,11 +132,11 @@ async def test_whoever_loses_a_deadlock_is_told_to_try_again_and_has_written_not
     async with serving(postgres_url, tmp_path) as (client, beside):
         turn = await client.send("Before")
         await client.finish(turn["assistantMessage"]["id"])
-        thread_id = turn["thread"]["id"]
+        thread_id, question = turn["thread"]["id"], turn["userMessage"]["id"]
         async with beside.transaction():
             await beside.execute("LOCK TABLE messages IN SHARE MODE")
-            # It locks the thread, then waits for the table; here the other way round.
-            sending = asyncio.create_task(refused(client, thread_id, idempotencyKey="deadlock"))
+            # An edit locks the thread, then waits for the table; here the other way round.
+            editing = asyncio.create_task(client.edit(question, "Now?", idempotencyKey="deadlock"))
             async with asyncio.timeout(20):
                 while not await beside.fetchval(
                     "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'messages'::regclass AND NOT granted)"
@@ -144,11 +144,13 @@ async def test_whoever_loses_a_deadlock_is_told_to_try_again_and_has_written_not
                     await asyncio.sleep(0.005)
             # PostgreSQL ends the transaction that has waited for a second first: the server's.
             await beside.execute("SELECT FROM threads WHERE id = $1 FOR UPDATE", parse_id(IdKind.THREAD, thread_id))
-            assert await sending == {"code": "UNAVAILABLE", "retryAfter": 1}
-        assert len(await client.path(thread_id)) == 2
-        again = await client.send("Now?", threadId=thread_id, idempotencyKey="deadlock")
+            with pytest.raises(GraphQLErrors) as lost:
+                await editing
+            assert lost.value.extensions == {"code": "UNAVAILABLE", "retryAfter": 1}
+        assert (await client.path(thread_id))[0]["id"] == question
+        again = await client.edit(question, "Now?", idempotencyKey="deadlock")
         assert (await client.finish(again["assistantMessage"]["id"]))["status"] == "COMPLETE"
-        assert len(await client.path(thread_id)) == 4
+        assert [message["text"] for message in await client.path(thread_id)] == ["Now?", "Hello world"]
 
 
 async def test_a_statement_that_takes_too_long_is_given_up_on_both_sides(postgres_url: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.ids import IdKind, new_id, outside_id, parse_id
+from models.pool import _PLAN_ONCE
 from server.runtime import Server
 from services.threads import _BOTTOM, _TOP, IN_TITLE, _list_query
 from tests.api.test_forks import long_thread
@@ -360,7 +361,7 @@ async def test_the_list_is_served_by_its_index(
         await connection.execute("ANALYZE threads")
         # What it is served by once PostgreSQL has seen it a few times.
         await connection.execute(f"PREPARE listed AS {_list_query(order, conditions, wanted)}")
-        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        await connection.execute(_PLAN_ONCE)
         nulls = ", ".join(["NULL"] * (10 + len(conditions)))
         plan = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE listed ({nulls})")
     finally:
@@ -368,7 +369,10 @@ async def test_the_list_is_served_by_its_index(
     # Projects are joined to the page: how, and in what order, is for as few rows as it has.
     (limit,) = [node for node in nodes_of(orjson.loads(plan[0][0])[0]["Plan"]) if node["Node Type"] == "Limit"]
     below = list(nodes_of(limit))[1:]
-    assert [(node["Node Type"], node["Index Name"]) for node in below] == [("Index Scan", "threads_listed")]
+    assert {node["Index Name"] for node in below if "Index Name" in node} == {"threads_listed"}
+    assert not {node["Node Type"] for node in below} & {"Seq Scan", "Incremental Sort"}
+    # What passes conditions may be thought to be so little that it is sooner sorted than read in its order.
+    assert conditions or [node["Node Type"] for node in below] == ["Index Scan"]
 
 
 @pytest.mark.parametrize(

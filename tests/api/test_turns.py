@@ -424,7 +424,48 @@ async def test_a_database_that_is_away_when_a_question_is_read_is_waited_for(
             raise DatabaseUnavailableError("ConnectionResetError")
         return await history(*arguments)
 
+    thread_id = (await client.send("Hello?", model="two-words"))["thread"]["id"]
+    await client.finish((await client.path(thread_id))[1]["id"])
     monkeypatch.setattr("services.turns.history", away_at_first)
-    turn = await client.send("Anybody there?", model="two-words")
+    turn = await client.send("Anybody there?", model="two-words", threadId=thread_id)
     ended = await client.finish(turn["assistantMessage"]["id"])
     assert (reads, ended["status"], ended["error"]) == (3, "COMPLETE", None)
+
+
+async def asked(client: Client, text: str, **more: Any) -> dict[str, Any]:
+    """A turn that has ended."""
+    turn = await client.send(text, **more)
+    await client.finish(turn["assistantMessage"]["id"])
+    return turn
+
+
+async def test_who_asked_before_asks_by_one_statement_in_a_new_thread_and_in_one_that_is_there(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread_id = (await asked(client, "First"))["thread"]["id"]
+
+    async def must_not(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the long way")
+
+    monkeypatch.setattr("services.turns.Turns._once", must_not)
+    monkeypatch.setattr("services.turns.Turns._read", must_not)
+    await asked(client, "Second", threadId=thread_id)
+    await asked(client, "Elsewhere")
+    assert [message["text"] for message in await client.path(thread_id)][::2] == ["First", "Second"]
+
+
+async def test_what_was_chosen_since_the_last_question_holds_for_the_next(client: Client) -> None:
+    async def answered_by(**more: Any) -> str:
+        turn = await asked(client, "Who?", modelId=None, **more)
+        return str((await client.message(turn["assistantMessage"]["id"]))["model"]["id"])
+
+    async def choose(model: str | None) -> None:
+        chosen = "updateSettings(input: {defaultModelId: $model}) { settings { defaultModel { id } } }"
+        await client.run(f"mutation($model: String) {{ {chosen} }}", {"model": model})
+
+    thread_id = (await asked(client, "First"))["thread"]["id"]
+    default = await answered_by()
+    for model in ("two-words", None, "priced"):
+        await choose(model)
+        assert await answered_by(threadId=thread_id) == (model or default)
+        assert await answered_by() == (model or default)
