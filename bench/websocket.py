@@ -217,13 +217,15 @@ def read_all(readers: Sequence[StreamReader], seconds: float) -> None:
         by_descriptor[descriptor] = reader
         poller.register(descriptor, select.EPOLLIN)
     clock = time.perf_counter
+    room = memoryview(bytearray(_READ_BYTES))
     until = clock() + seconds
     try:
         while (left := until - clock()) > 0:
             for descriptor, _ in poller.poll(left, 64):
                 reader = by_descriptor[descriptor]
                 try:
-                    data = os.read(descriptor, _READ_BYTES)
+                    # Not os.read: for so much room malloc maps memory, and unmaps it, with every token.
+                    data = bytes(room[: os.readv(descriptor, (room,))])
                 except ConnectionResetError:
                     data = b""
                 if data:

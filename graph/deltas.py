@@ -11,7 +11,8 @@ Measured with its sender in `server.delta_sender`: docs/decisions/0024-deltas-wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
+from json.encoder import encode_basestring as quoted
+from operator import itemgetter
 from struct import Struct
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
@@ -33,7 +34,9 @@ _TEXT = 0x81
 """The first byte of a frame of text that is whole."""
 # A plan remembers the last frame while it is no longer than that: what it holds on to after a stream is bounded.
 _REMEMBERED_CHARS = 4_096
-_ATTRIBUTES = ("cursor", "part_index", "kind", "text")
+_SHORT_CHARS = 40
+_ATTRIBUTES = Delta._fields
+_PLACES = {"cursor": '"%s"', "part_index": "%d", "kind": '"%s"', "text": "%s"}
 
 Fields: TypeAlias = tuple[tuple[str, str], ...]
 """Response keys and attributes of a delta; `__class__` for the name of its type."""
@@ -47,20 +50,19 @@ class DeltaPlan:
         fields: what was selected below it, in its order.
     """
 
-    __slots__ = ("__weakref__", "_body", "_delta", "_frame", "_read", "_start", "_template")
+    __slots__ = ("__weakref__", "_body", "_delta", "_frame", "_start", "_take", "_template")
 
     def __init__(self, root_key: str, fields: Fields) -> None:
-        pieces, attributes = [], []
+        pieces, taken = [], []
         for key, attribute in fields:
             if attribute == "__class__":
-                value = orjson.dumps(MessageDelta.__name__)
+                value = f'"{MessageDelta.__name__}"'
             else:
-                value = b"%b"
-                attributes.append(attribute)
-            pieces.append(orjson.dumps(key).replace(b"%", b"%%") + b":" + value)
-        root = orjson.dumps(root_key).replace(b"%", b"%%")
-        self._template = b',"type":"next","payload":{"data":{' + root + b":{" + b",".join(pieces) + b"}}}}"
-        self._read = _reader(attributes)
+                value = _PLACES[attribute]
+                taken.append(_ATTRIBUTES.index(attribute))
+            pieces.append(f'"{key}":{value}')
+        self._template = f',"type":"next","payload":{{"data":{{"{root_key}":{{{",".join(pieces)}}}}}}}}}'
+        self._take = _taker(taken)
         self._delta: Delta | None = None
         self._start = self._body = self._frame = b""
 
@@ -75,7 +77,11 @@ class DeltaPlan:
                 return self._frame
             body = self._body
         else:
-            body = self._template % tuple(map(orjson.dumps, self._read(delta)))
+            cursor, part_index, kind, text = delta
+            # Cursors and kinds have nothing to be escaped. A token is quoted in a third of the time that orjson takes,
+            # which writes the same.
+            text = quoted(text) if len(text) < _SHORT_CHARS else orjson.dumps(text).decode()
+            body = (self._template % self._take((cursor, part_index, kind, text))).encode()
         size = len(start) + len(body)
         if size < 126:
             frame = bytes((_TEXT, size)) + start + body
@@ -88,13 +94,12 @@ class DeltaPlan:
         return frame
 
 
-def _reader(attributes: list[str]) -> Callable[[Delta], tuple[Any, ...]]:
-    if len(attributes) > 1:
-        return attrgetter(*attributes)
-    if not attributes:
-        return lambda _: ()
-    read = attrgetter(attributes[0])
-    return lambda delta: (read(delta),)
+def _taker(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    if places == list(range(len(_ATTRIBUTES))):
+        return tuple
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[place] for place in places)
 
 
 DeltaPlace: TypeAlias = tuple[str, Fields]

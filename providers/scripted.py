@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,7 +38,8 @@ from providers.base import (
 )
 
 _MAX_SIDE = 1_000
-_BEAT_SECONDS = 0.001
+_BEATS_A_SECOND = 1_000
+_WOKEN_AT_ONCE = 16
 _CHUNK = re.compile(r"\s*\S+|\s+")
 
 
@@ -144,33 +145,46 @@ class Beat:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._numbers = count()
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = 0.0
+        # By the millisecond that a moment is in, and those milliseconds in their order.
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
+        self._beats: list[int] = []
+        self._timer: asyncio.Handle | None = None
+        self._rings_at = 0
 
-    async def until(self, due: float) -> None:
-        """Return at a moment of the loop's clock, or up to a millisecond before."""
+    def until(self, due: float) -> asyncio.Future[None]:
+        """Done at a moment of the loop's clock, or up to a millisecond after."""
         woken = self.loop.create_future()
-        heappush(self._waiting, (due, next(self._numbers), woken))
-        if self._timer is None or due < self._rings_at - _BEAT_SECONDS:
-            self._set(due)
-        await woken
+        beat = int(due * _BEATS_A_SECOND + 0.999)
+        if (waiting := self._waiting.get(beat)) is None:
+            self._waiting[beat] = [woken]
+            heappush(self._beats, beat)
+            if self._timer is None or beat < self._rings_at:
+                self._set(beat)
+        else:
+            waiting.append(woken)
+        return woken
 
-    def _set(self, due: float) -> None:
+    def _set(self, beat: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._rings_at = self.loop.call_at(due, self._ring), due
+        self._timer, self._rings_at = self.loop.call_at(beat / _BEATS_A_SECOND, self._ring), beat
 
     def _ring(self) -> None:
         self._timer = None
-        waiting, until = self._waiting, self.loop.time() + _BEAT_SECONDS
-        while waiting and waiting[0][0] <= until:
-            woken = heappop(waiting)[2]
-            if not woken.done():
-                woken.set_result(None)
-        if waiting:
-            self._set(waiting[0][0])
+        beats, now = self._beats, round(self.loop.time() * _BEATS_A_SECOND)
+        woken = 0
+        while beats and beats[0] <= now:
+            if woken >= _WOKEN_AT_ONCE:
+                # Who was due first is through before others are woken, as if the words came over the network.
+                self._timer, self._rings_at = self.loop.call_soon(self._ring), beats[0]
+                return
+            waiting = self._waiting.pop(heappop(beats))
+            woken += len(waiting)
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if beats:
+            self._set(beats[0])
 
 
 class ScriptedProvider:

@@ -92,29 +92,36 @@ class DeltaSender:
         waiting = self._waiting
         if waiting.done():
             return
+        reading = self._reading
+        buffer, offset = reading.buffer, reading.offset
         try:
-            if self._send() or self._reading.buffer.closed:
+            if offset != buffer.length and ((delta := buffer.delta_since(offset)) is None or not self._send(delta)):
+                self._send_some()
+            elif buffer.closed:
                 waiting.set_result(None)
         except Exception as error:
             waiting.set_exception(error)
 
-    def _send(self) -> bool:
-        """Send what is new; whether the task has to go on."""
+    def _send_some(self) -> None:
+        """Send the deltas that come before something else, or before the client has to be waited for."""
         reading = self._reading
-        offset, buffer = reading.offset, reading.buffer
-        if offset == buffer.length:
+        for event in reading.buffer.since(reading.offset):
+            if type(event) is not Delta or not self._send(event):
+                self._waiting.set_result(None)
+                return
+        if reading.buffer.closed:
+            self._waiting.set_result(None)
+
+    def _send(self, delta: Delta) -> bool:
+        """Send what is new, unless the client has to be waited for."""
+        # Before the frame is made: what a reader that is late has not been told yet is merged, not queued.
+        if self._protocol.writing_paused:
+            self._paused = True
             return False
-        for event in buffer.since(offset):
-            if type(event) is not Delta:
-                return True
-            # Before the frame is made: what a reader that is late has not been told yet is merged, not queued.
-            if self._protocol.writing_paused:
-                self._paused = True
-                return True
-            if self._ws.closed or self._transport.is_closing():
-                raise ClientConnectionResetError("Cannot write to closing transport")
-            # Past aiohttp, whose coroutines would only add the head; nothing of ours is compressed or cut in pieces.
-            self._transport.write(self._plan.frame(event, self._start))
-            reading.gave(event)
-        reading.observe()
-        return False
+        transport = self._transport
+        if self._ws.closed or transport.is_closing():
+            raise ClientConnectionResetError("Cannot write to closing transport")
+        # Past aiohttp, whose coroutines would only add the head; nothing of ours is compressed or cut in pieces.
+        transport.write(self._plan.frame(delta, self._start))
+        self._reading.gave(delta)
+        return True

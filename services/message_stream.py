@@ -53,15 +53,21 @@ class LiveReading:
 
     def gave(self, delta: Delta) -> None:
         """The reader has a delta that lay at its offset."""
-        self.offset += len(delta.text)
+        self.offset = offset = self.offset + len(delta.text)
         self._counts.delivered += 1
+        if self._timed != self.buffer.timed_length <= offset:
+            self._observe()
 
-    def observe(self) -> None:
-        """The reader has everything up to its offset: note how long that took, if it is one that is timed."""
-        buffer = self.buffer
-        if self._timed != buffer.timed_length <= self.offset:
-            self._timed = buffer.timed_length
-            self._counts.lag.observe(time.monotonic() - buffer.timed_at)
+    def moved(self, offset: int) -> None:
+        """The reader has everything up to there, by another way."""
+        self.offset = offset
+        if self._timed != self.buffer.timed_length <= offset:
+            self._observe()
+
+    def _observe(self) -> None:
+        """Note how long the last piece that is timed took to its reader."""
+        self._timed = self.buffer.timed_length
+        self._counts.lag.observe(time.monotonic() - self.buffer.timed_at)
 
 
 class DeltaFollower(Protocol):
@@ -168,8 +174,8 @@ class MessageStream:
                         for event in buffer.since(reading.offset):
                             self.delivered += 1
                             yield event
-                        reading.offset = offset = length
-                        reading.observe()
+                        reading.moved(length)
+                        offset = length
                         if buffer.closed and buffer.length == offset:
                             break
                         if follower is None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, cast
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from models.parts import DeltaKind, Part, ReasoningPart, TextPart, part_length
 from models.records import MessageRecord
@@ -100,9 +101,10 @@ class StreamBuffer:
         self._unsigned = False
         self._joined = 0
         self._waiters: set[asyncio.Future[None]] = set()
-        # In the order in which they came.
+        # In the order in which they came; and as they are called, None where that changed.
         self._followers: dict[Callable[[], None], None] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._called: tuple[Callable[[], None], ...] | None = ()
+        self._teller: _Teller | None = None
         self._telling = False
 
     @property
@@ -178,18 +180,28 @@ class StreamBuffer:
             return []
         if offset > self.length:
             raise CursorAheadError
-        if offset == self._starts[-1]:
-            if self._tail is not None:
-                return [self._tail]
-            last = self._entries[-1]
-            if isinstance(last, PartAdded):
-                return [last]
-            if len(last) <= MAX_DELTA_CHARS:
-                kind = self._kinds[-1]
-                assert kind is not None
-                self._tail = Delta(f"{self._prefix}{self.length}", len(self._firsts) - 1, kind, last)
-                return [self._tail]
+        if (delta := self.delta_since(offset)) is not None:
+            return [delta]
+        if offset == self._starts[-1] and isinstance(last := self._entries[-1], PartAdded):
+            return [last]
         return list(self._merged(offset))
+
+    def delta_since(self, offset: int) -> Delta | None:
+        """What follows an offset before the end, where all of it is one delta, as it nearly always is; else None."""
+        kind, length = self._kind, self.length
+        if kind is None or length - offset > MAX_DELTA_CHARS:
+            return None
+        starts = self._starts
+        if offset == starts[-1]:
+            if (tail := self._tail) is None:
+                text = cast("str", self._entries[-1])
+                tail = self._tail = Delta(f"{self._prefix}{length}", len(self._firsts) - 1, kind, text)
+            return tail
+        if offset < starts[self._firsts[-1]]:
+            return None
+        first = bisect_right(starts, offset) - 1
+        text = self._text(first, len(self._entries))[offset - starts[first] :]
+        return Delta(f"{self._prefix}{length}", len(self._firsts) - 1, kind, text)
 
     def parts(self) -> list[Part]:
         """Everything so far, as parts, reasoning with its signatures where all of it has one.
@@ -224,12 +236,14 @@ class StreamBuffer:
 
         A call costs a tenth of what waking a task does. It must not raise.
         """
-        self._loop = asyncio.get_running_loop()
+        self._teller = _Teller.of(asyncio.get_running_loop())
         self._followers[tell] = None
+        self._called = None
 
     def detach(self, tell: Callable[[], None]) -> None:
         """Do not call this any more."""
         self._followers.pop(tell, None)
+        self._called = None
 
     def _time(self) -> None:
         self.timed_length, self.timed_at = self.length, time.monotonic()
@@ -243,14 +257,16 @@ class StreamBuffer:
                 if not waiter.done():
                     waiter.set_result(None)
         if self._followers and not self._telling:
-            assert self._loop is not None
+            assert self._teller is not None
             self._telling = True
-            self._loop.call_soon(self._tell)
+            self._teller.note(self)
 
-    def _tell(self) -> None:
+    def to_tell(self) -> tuple[Callable[[], None], ...]:
+        """Whom to call now; for what grows from here on they are called once more."""
         self._telling = False
-        for tell in tuple(self._followers):
-            tell()
+        if (called := self._called) is None:
+            called = self._called = tuple(self._followers)
+        return called
 
     def _merged(self, offset: int) -> Iterator[ContentEvent]:
         first = bisect_right(self._starts, offset) - 1
@@ -282,6 +298,41 @@ class StreamBuffer:
         self._entries[first:] = [self._text(first, len(self._entries))]
         del self._starts[first + 1 :]
         self._loose = 0
+
+
+class _Teller:
+    """Tells of all buffers of a loop that have grown, by one call soon after: a handle for each costs as its event."""
+
+    __slots__ = ("_grown",)
+
+    def __init__(self) -> None:
+        self._grown: list[StreamBuffer] = []
+
+    @staticmethod
+    def of(loop: asyncio.AbstractEventLoop) -> _Teller:
+        """The one of a loop."""
+        if (teller := _tellers.get(loop)) is None:
+            teller = _tellers[loop] = _Teller()
+        return teller
+
+    def note(self, buffer: StreamBuffer) -> None:
+        """Tell of it soon."""
+        if not self._grown:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._grown.append(buffer)
+
+    def _tell(self) -> None:
+        grown, self._grown = self._grown, []
+        for buffer in grown:
+            try:
+                for tell in buffer.to_tell():
+                    tell()
+            except Exception as error:
+                told = {"message": "telling of a stream failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
+
+
+_tellers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Teller] = WeakKeyDictionary()
 
 
 def split_text(prefix: str, start: int, part_index: int, kind: DeltaKind, text: str) -> Iterator[Delta]:

@@ -1,14 +1,20 @@
 """Leases and checkpoints: what keeps a living answer alive and lets others save a dead one.
 
-One task per process renews the leases of all its streams in one statement and, where the channel does not outlive the
-process, saves what each answer grew by in another: two statements a tick whatever the number of streams, none a token.
+One task of a process renews the leases of its streams and, where the channel does not outlive the process, another
+saves what each answer grew by: a statement for a hundred streams, none a token. Many streams are kept in turns, spread
+over the time that there is: what a thousand answers grew by takes PostgreSQL 50 ms to write, and whatever else it is
+asked meanwhile waits for as long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from itertools import islice
+from typing import Any
 from uuid import UUID
 
 from models.database import Database, DatabaseUnavailableError
@@ -17,7 +23,8 @@ from streams.buffer import StreamBuffer, parts_of
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 50
+_AT_ONCE = 100
+_MOST_TURNS = 20
 
 # A row that is being deleted by the end of its answer is skipped, not waited for: a tick must not wait for one stream.
 _RENEW = """
@@ -66,15 +73,18 @@ class LeaseKeeper:
         self.lease_seconds = lease_seconds
         self._checkpoint_seconds = checkpoint_seconds
         self._lost = lost
-        self._saved: dict[UUID, int] = {}
-        self._buffers: dict[UUID, StreamBuffer] = {}
+        # Whoever was kept longest ago comes first.
+        self._saved: OrderedDict[UUID, int] = OrderedDict()
+        self._buffers: OrderedDict[UUID, StreamBuffer] = OrderedDict()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to keep."""
         self._tasks = [
-            asyncio.create_task(self._every(self.lease_seconds / 3, self._renew), name="lease renewal"),
-            asyncio.create_task(self._every(self._checkpoint_seconds, self._checkpoint), name="stream checkpoints"),
+            asyncio.create_task(self._keep(self._buffers, self.lease_seconds / 3, self._renew), name="lease renewal"),
+            asyncio.create_task(
+                self._keep(self._saved, self._checkpoint_seconds, self._checkpoint), name="stream checkpoints"
+            ),
         ]
 
     async def stop(self) -> None:
@@ -93,20 +103,30 @@ class LeaseKeeper:
         self._buffers.pop(message_id, None)
         self._saved.pop(message_id, None)
 
-    async def _every(self, seconds: float, tick: Callable[[], object]) -> None:
+    async def _keep(
+        self, streams: OrderedDict[UUID, Any], seconds: float, keep: Callable[[list[UUID]], Awaitable[None]]
+    ) -> None:
+        """Keep every stream once in so many seconds, some at a time."""
         while True:
-            await asyncio.sleep(seconds)
+            turns = min(_MOST_TURNS, max(1, math.ceil(len(streams) / _AT_ONCE)))
+            await asyncio.sleep(seconds / turns)
             try:
-                await tick()  # type: ignore[misc]
+                await self._keep_some(streams, turns, keep)
             except DatabaseUnavailableError as error:
                 log.warning("leases and checkpoints wait for the database: %s", error)
             except Exception:
                 log.exception("keeping streams failed; trying again")
 
-    async def _renew(self) -> None:
-        ids = list(self._buffers)
-        if not ids:
-            return
+    async def _keep_some(
+        self, streams: OrderedDict[UUID, Any], turns: int, keep: Callable[[list[UUID]], Awaitable[None]]
+    ) -> None:
+        ids = list(islice(streams, math.ceil(len(streams) / turns)))
+        for message_id in ids:
+            streams.move_to_end(message_id)
+        if ids:
+            await keep(ids)
+
+    async def _renew(self, ids: list[UUID]) -> None:
         async with self._database.acquire() as connection:
             await connection.execute(_RENEW, ids, self.holder, self.lease_seconds)
             held = {row["message_id"] for row in await connection.fetch(_HELD, ids, self.holder)}
@@ -114,13 +134,11 @@ class LeaseKeeper:
             if message_id not in held and message_id in self._buffers:
                 self._lost(message_id)
 
-    async def _checkpoint(self) -> None:
+    async def _checkpoint(self, ids: list[UUID]) -> None:
         grown: list[tuple[UUID, int, int, str]] = []
-        for number, (message_id, buffer) in enumerate(list(self._buffers.items())):
-            if number % _AT_ONCE == 0:
-                # What has come of a thousand answers takes 20 ms to write down: tokens go first.
-                await asyncio.sleep(0)
-            if (saved := self._saved.get(message_id)) is not None and buffer.length > saved:
+        for message_id in ids:
+            buffer, saved = self._buffers[message_id], self._saved[message_id]
+            if buffer.length > saved:
                 try:
                     parts_json = parts_to_json(parts_of(buffer.since(saved)))
                 except TypeError:
@@ -130,9 +148,9 @@ class LeaseKeeper:
                 grown.append((message_id, saved, buffer.length, parts_json))
         if not grown:
             return
-        ids, offsets, _, parts = zip(*grown, strict=True)
+        grown_ids, offsets, _, parts = zip(*grown, strict=True)
         async with self._database.acquire() as connection:
-            rows = await connection.fetch(_CHECKPOINT, ids, offsets, parts, self.holder)
+            rows = await connection.fetch(_CHECKPOINT, grown_ids, offsets, parts, self.holder)
         written = {row["stream_id"] for row in rows}
         for message_id, _, length, _ in grown:
             # Rows that were locked were left out; they are saved by the next tick, from where they are.

@@ -340,17 +340,27 @@ class InterruptedDatabase:
             yield connection
 
 
+async def checkpoint(keeper: LeaseKeeper) -> None:
+    """Save what all answers grew by, at once."""
+    await keeper._keep_some(keeper._saved, 1, keeper._checkpoint)
+
+
+async def renew(keeper: LeaseKeeper) -> None:
+    """Renew all leases, at once."""
+    await keeper._keep_some(keeper._buffers, 1, keeper._renew)
+
+
 async def test_a_producer_that_wakes_while_its_answer_is_being_reaped_comes_too_late(database: Database) -> None:
     keeping = Keeping(database)
     answer, buffer = await keeping.answer(lease=-1)
     buffer.append_text("TEXT", "half")
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     ends: list[MessageRecord | None] = []
 
     async def wake() -> None:
         buffer.append_text("TEXT", " and more")
-        await keeping.keeper._checkpoint()
-        await keeping.keeper._renew()
+        await checkpoint(keeping.keeper)
+        await renew(keeping.keeper)
         ends.append(await end_answer(database, answer.hold, whole("half and more")))
 
     (record,) = await reaper(InterruptedDatabase(database, wake)).reap()  # type: ignore[arg-type]
@@ -697,7 +707,7 @@ async def test_a_lease_lasts_as_long_as_the_settings_say_from_each_renewal(datab
     answer, _ = await keeping.answer(lease=0)
     async with database.transaction() as connection:
         before = await connection.fetchval("SELECT now()")
-    await keeping.keeper._renew()
+    await renew(keeping.keeper)
     async with database.acquire() as connection:
         after = await connection.fetchval("SELECT now()")
     remaining = (await expiry(database, answer)) - before
@@ -712,7 +722,7 @@ async def test_only_leases_of_its_own_answers_are_renewed(database: Database) ->
     strangers = await leave(database, lease=1)
     others = {answer: await expiry(database, answer) for answer in (released, strangers)}
     before = await expiry(database, mine)
-    await keeping.keeper._renew()
+    await renew(keeping.keeper)
     assert await expiry(database, mine) > before
     assert {answer: await expiry(database, answer) for answer in others} == others
     assert keeping.lost == []
@@ -739,22 +749,50 @@ async def test_an_answer_that_a_reaper_takes_over_is_lost_by_its_keeper(database
     keeping = Keeping(database)
     answer, buffer = await keeping.answer(lease=-1)
     buffer.append_text("TEXT", "half")
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     (record,) = await reaper(database).reap()
     assert record.text == "half"
-    await keeping.keeper._renew()
+    await renew(keeping.keeper)
     assert keeping.lost == [answer.id]
     buffer.append_text("TEXT", " and more")
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     assert (await rows_of(database, answer))["stream_checkpoints"] == []
+
+
+async def test_many_answers_are_kept_in_turns_and_each_once_a_round(database: Database) -> None:
+    keeper, rounds, begun = Keeping(database).keeper, list[list[UUID]](), list[int]()
+    done = asyncio.Event()
+
+    async def keep(ids: list[UUID]) -> None:
+        rounds.append(ids)
+        if len(rounds) == 2:
+            begun.append(sum(map(len, rounds)))
+            keeper.keep(late)
+        if len(rounds) == 6:
+            done.set()
+            await asyncio.Event().wait()
+
+    buffers = [StreamBuffer(new_id(), new_id()) for _ in range(250)]
+    late = StreamBuffer(new_id(), new_id())
+    for buffer in buffers:
+        keeper.keep(buffer)
+    keeping = asyncio.create_task(keeper._keep(keeper._saved, 0.03, keep))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await done.wait()
+    keeping.cancel()
+    assert max(map(len, rounds)) <= 100
+    kept = [message_id for ids in rounds for message_id in ids]
+    assert kept[:250] == [buffer.message_id for buffer in buffers]
+    # One that comes in the midst of a round is kept before any other is twice.
+    assert kept.index(late.message_id) == begun[0] + 250
 
 
 async def test_nothing_is_asked_of_the_database_where_nothing_is_written(database: Database) -> None:
     failing = FailingDatabase(database)
     failing.failures = [("before", AssertionError("asked"))]
     keeper = Keeping(failing).keeper  # type: ignore[arg-type]
-    await keeper._renew()
-    await keeper._checkpoint()
+    await renew(keeper)
+    await checkpoint(keeper)
     assert failing.failed == 0
 
 
@@ -801,7 +839,7 @@ async def test_checkpoints_of_any_ticks_fold_to_what_the_readers_saw(
     answer, buffer = await keeping.answer()
     for tick in ticks:
         grow(buffer, tick)
-        await keeping.keeper._checkpoint()
+        await checkpoint(keeping.keeper)
     record = await saved(database)
     assert record.parts == buffer.parts()
     # A cursor of a live reader means the same in what is stored.
@@ -813,7 +851,7 @@ async def test_a_tick_writes_only_what_came_since_the_tick_before(database: Data
     answer, buffer = await keeping.answer()
     for text in ("one ", "", "two ", "three"):
         buffer.append_text("TEXT", text)
-        await keeping.keeper._checkpoint()
+        await checkpoint(keeping.keeper)
     checkpoints = (await rows_of(database, answer))["stream_checkpoints"]
     assert [row["from_offset"] for row in checkpoints] == [0, 4, 8]
     assert sum(len(row["parts"]) for row in checkpoints) < 3 * len(parts_to_json([TextPart("one two three")]))
@@ -828,7 +866,7 @@ async def test_one_tick_saves_every_answer_of_the_process_and_none_of_another(da
     stray = StreamBuffer(foreign.id, foreign.owner_id)
     stray.append_text("TEXT", "not ours")
     keeping.keeper.keep(stray)
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     ended = {record.id: record.text for record in await reaper(database).reap(all_others=True)}
     assert ended == {answer.id: f"answer {n}" for n, (answer, _) in enumerate(mine)} | {foreign.id: ""}
 
@@ -837,11 +875,11 @@ async def test_words_that_come_while_a_tick_is_being_written_are_saved_by_the_ne
     keeping = Keeping(database)
     _, buffer = await keeping.answer()
     buffer.append_text("TEXT", "before ")
-    tick = asyncio.create_task(keeping.keeper._checkpoint())
+    tick = asyncio.create_task(checkpoint(keeping.keeper))
     while not tick.done():
         buffer.append_text("TEXT", "during ")
         await asyncio.sleep(0)
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     assert parts_text((await saved(database)).parts) == parts_text(buffer.parts())
 
 
@@ -854,9 +892,9 @@ async def test_a_tick_that_did_not_reach_the_database_is_made_good_by_the_next(d
     buffer.append_text("TEXT", "one ")
     failing.failures = [("before", DatabaseUnavailableError("x"))]
     with pytest.raises(DatabaseUnavailableError):
-        await keeping.keeper._checkpoint()
+        await checkpoint(keeping.keeper)
     buffer.append_text("TEXT", "two ")
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     assert (await saved(database)).text == "one two "
 
 
@@ -869,10 +907,10 @@ async def test_a_tick_whose_commit_was_not_heard_of_leaves_no_hole(database: Dat
     buffer.append_text("TEXT", "one ")
     failing.failures = [("behind", DatabaseUnavailableError("ConnectionDoesNotExistError"))]
     with pytest.raises(DatabaseUnavailableError):
-        await keeping.keeper._checkpoint()
+        await checkpoint(keeping.keeper)
     for text in ("two ", "three"):
         buffer.append_text("TEXT", text)
-        await keeping.keeper._checkpoint()
+        await checkpoint(keeping.keeper)
     assert (await saved(database)).text == "one two three"
 
 
@@ -880,14 +918,14 @@ async def test_a_tick_that_meets_a_renewal_leaves_no_hole(database: Database) ->
     keeping = Keeping(database)
     answer, buffer = await keeping.answer()
     buffer.append_text("TEXT", "one ")
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     buffer.append_text("TEXT", "two ")
     async with database.transaction() as connection:
         # What _RENEW locks, in the other task of the same keeper, every third of a lease.
         await connection.execute("SELECT FROM streams WHERE message_id = $1 FOR UPDATE", answer.id)
-        await keeping.keeper._checkpoint()
+        await checkpoint(keeping.keeper)
     buffer.append_text("TEXT", "three")
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     assert (await saved(database)).text == "one two three"
 
 
@@ -919,7 +957,7 @@ async def test_an_answer_with_a_strange_tool_call_keeps_no_other_from_being_save
     buffer.append_text("TEXT", "innocent")
     _, other = await keeping.answer()
     other.append_part(ToolPart("c1", "search", clean_json(DEEP)))
-    await keeping.keeper._checkpoint()
+    await checkpoint(keeping.keeper)
     ended = await reaper(database).reap(all_others=True)
     assert [record.text for record in ended if record.id == answer.id] == ["innocent"]
 
