@@ -70,16 +70,16 @@ WITH asker AS MATERIALIZED (
 ), taken AS (
     INSERT INTO turns (id, owner_id, idempotency_key, fingerprint, thread_id, user_message_id, assistant_message_id)
     SELECT $11, $1, $12, $13, $2, $3, $4 FROM asker
-    WHERE $14::boolean OR (NOT has_own AND (
+    WHERE ($14::boolean OR (NOT has_own AND (
         $15::boolean OR coalesce(project_model, default_model) IS NOT DISTINCT FROM $16::text
-    ))
+    ))) AND {{place}}
     ON CONFLICT (owner_id, idempotency_key) DO NOTHING RETURNING id
 )
 """  # noqa: S608 - texts of ours
 # Not for a thread of a project: that would have to be locked behind the key, and what one statement writes has no such
 # order.
 _BEGIN = f"""
-{_TAKEN}, place AS (
+{_TAKEN.format(place="true")}, place AS (
     SELECT NULL::uuid AS parent_id, 0 AS depth
 ), thread AS (
     INSERT INTO threads (id, owner_id, title, title_source, pinned, temporary, expires_at, created_at, updated_at)
@@ -91,9 +91,14 @@ SELECT {WRITTEN}, title_model, {PERSONALIZATION_COLUMNS} FROM said, thread, aske
 # What the statement sees is of the moment at which it began, and the thread is locked a moment later. So it must be the
 # version of the thread that it sees, for whoever adds to the path writes the thread too; and the leaf must still be on
 # the path, for whoever leads the path elsewhere writes the leaf. Where it is not so, or somebody has the lock, nothing
-# may be left of the key either: the division fails.
+# may be left of the key either: the division fails. What it sees at once to be missing or busy needs no failure, which
+# PostgreSQL would log. Not EXISTS for the thread: its page would be held for as long as an equal request is waited for.
+_IDLE = """
+(SELECT id FROM threads WHERE id = $2 AND owner_id = $1) IS NOT NULL
+    AND NOT EXISTS (SELECT FROM messages WHERE thread_id = $2 AND status = 'STREAMING')
+"""
 _CONTINUE = f"""
-{_TAKEN}, locked AS (
+{_TAKEN.format(place=_IDLE)}, locked AS (
     SELECT id, xmin AS version FROM threads WHERE id = $2 AND owner_id = $1 AND EXISTS (SELECT FROM taken)
     FOR UPDATE SKIP LOCKED
 ), place AS MATERIALIZED (
@@ -103,7 +108,6 @@ _CONTINUE = f"""
         ORDER BY thread_id DESC, depth DESC LIMIT 1
     ) AS leaf ON true
     WHERE version = (SELECT xmin FROM threads WHERE id = $2) AND coalesce(leaf.depth + 1, 0) + 2 <= $17
-        AND NOT EXISTS (SELECT FROM messages WHERE thread_id = $2 AND status = 'STREAMING')
 ), parent AS (
     UPDATE messages SET active_child_id = $3 FROM place WHERE messages.id = place.parent_id AND messages.active
     RETURNING messages.id

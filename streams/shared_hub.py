@@ -58,18 +58,20 @@ class Draft(StreamBuffer):
         self.logged = 0
         # Whether it is known to have grown since it was written last: tokens come much faster than that.
         self.is_noted = False
+        # Whether any of it was sent to the log: its readers wait for the first token.
+        self.was_sent = False
         self._grown = grown
 
     def append_text(self, kind: DeltaKind, text: str) -> None:
         """Add characters; readers get them when the log has them."""
         super().append_text(kind, text)
-        if not self.is_noted:
+        if not self.is_noted or not self.was_sent:
             self._grown(self)
 
     def append_part(self, part: Part) -> None:
         """Add a part that appears whole; readers get it when the log has it."""
         super().append_part(part)
-        if not self.is_noted:
+        if not self.is_noted or not self.was_sent:
             self._grown(self)
 
     def end(self, message: MessageRecord) -> None:
@@ -235,7 +237,7 @@ class SharedHub(Hub):
         draft.is_noted = True
         self._grown[draft.message_id] = draft
         self._to_write.set()
-        if not draft.logged and draft.length:
+        if not draft.was_sent and draft.length:
             self._is_urgent = True
             self._rested.set()
 
@@ -291,6 +293,8 @@ class SharedHub(Hub):
             for draft, growth in zip(drafts, growths, strict=True)
         ]
         lengths = [draft.length for draft in drafts]
+        for draft in drafts:
+            draft.was_sent = draft.length > 0
         begun = time.monotonic()
         ends = await self._log.append(growths)
         self.round_trips.observe(time.monotonic() - begun)

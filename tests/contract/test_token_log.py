@@ -318,6 +318,22 @@ async def test_readers_everywhere_see_what_is_written_somewhere(any_kind: Valkey
         assert await message_at_the_end(followed) == ended
 
 
+async def test_the_first_token_of_an_answer_does_not_wait_for_the_next_write(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.shared_hub._TICK_SECONDS", 3_600.0)
+    async with Node(valkey, Database()) as writer:
+        for number in range(3):
+            message_id = new_id()
+            draft, own = writer.hub.open(message_id, new_id()), writer.hub.get(message_id)
+            assert own is not None
+            if number == 2:
+                # Known to be there, as those that are kept alive are, before anything has come.
+                writer.hub._on_growth(draft)  # type: ignore[arg-type]
+            draft.append_text("TEXT", "first")
+            await until_length(own, 5)
+
+
 async def test_readers_at_the_writer_are_given_the_end_and_what_they_lack_without_the_database(
     valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
