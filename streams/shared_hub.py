@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Between two writes of the log: enough that tokens of many streams share a round trip, too little to be noticed.
 _TICK_SECONDS = 0.01
+# Between two writes that do not wait for that, for an answer that begins: many that begin at once share their writes.
+_HURRY_SECONDS = 0.05
 _KEEP_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _PROBE_SECONDS = 2.0
@@ -115,6 +117,7 @@ class SharedHub(Hub):
         self._to_write = asyncio.Event()
         # Whether an answer has begun that the log has nothing of: its readers wait for their first token.
         self._is_urgent = False
+        self._urgent_from = 0.0
         self._rested = asyncio.Event()
         # Kept for as long as they have readers, and then for a moment: one whose connection broke comes back.
         self._followed: dict[UUID, Followed] = {}
@@ -237,7 +240,8 @@ class SharedHub(Hub):
         draft.is_noted = True
         self._grown[draft.message_id] = draft
         self._to_write.set()
-        if not draft.was_sent and draft.length:
+        if not draft.was_sent and draft.length and (now := time.monotonic()) >= self._urgent_from:
+            self._urgent_from = now + _HURRY_SECONDS
             self._is_urgent = True
             self._rested.set()
 

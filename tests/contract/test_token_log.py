@@ -322,6 +322,7 @@ async def test_the_first_token_of_an_answer_does_not_wait_for_the_next_write(
     valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.shared_hub._TICK_SECONDS", 3_600.0)
+    monkeypatch.setattr("streams.shared_hub._HURRY_SECONDS", 0.0)
     async with Node(valkey, Database()) as writer:
         for number in range(3):
             message_id = new_id()
