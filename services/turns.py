@@ -301,11 +301,14 @@ class Turns:
         said = (thread_id.hex if thread_id else None, text, project, begun.temporary)
         fingerprint = _fingerprint("send", request, *said, *_fingerprinted(attachment_ids or None))
         title = title_from_text(text)
+        # Only what is one statement checks what was assumed of its asker.
+        is_one_statement = begun.project_id is None and not attachment_ids and not self._budgets.any
+        ids = (thread_id or new_id(), new_id())
         new = await self._prepare(
-            viewer, request, fingerprint, thread_id or new_id(), new_id(), project_id=begun.project_id
+            viewer, request, fingerprint, *ids, project_id=begun.project_id, assume=is_one_statement
         )
         turn = None
-        if begun.project_id is None and not attachment_ids and not self._budgets.any:
+        if is_one_statement:
 
             async def send(connection: Connection) -> _Written | None:
                 assumed = new.assumed or KnownAsker(has_own=False, default_model=None)
@@ -376,7 +379,7 @@ class Turns:
         text = checked_text(text, field="text", max_bytes=self._max_message_bytes)
         place = await self._place(viewer, message_id, MessageRole.USER)
         fingerprint = _fingerprint("edit", request, message_id.hex, text, *_fingerprinted(attachment_ids))
-        new = await self._prepare(viewer, request, fingerprint, place["thread_id"], new_id(), assume=False)
+        new = await self._prepare(viewer, request, fingerprint, place["thread_id"], new_id())
 
         async def write(connection: Connection) -> _Written:
             await _refuse_busy(connection, new.thread_id)
@@ -398,7 +401,7 @@ class Turns:
         """
         place = await self._place(viewer, message_id, MessageRole.ASSISTANT)
         fingerprint = _fingerprint("retry", request, message_id.hex)
-        new = await self._prepare(viewer, request, fingerprint, place["thread_id"], place["parent_id"], assume=False)
+        new = await self._prepare(viewer, request, fingerprint, place["thread_id"], place["parent_id"])
 
         async def write(connection: Connection) -> _Written:
             await _refuse_busy(connection, new.thread_id)
@@ -416,7 +419,7 @@ class Turns:
         user_message_id: UUID,
         *,
         project_id: UUID | None = None,
-        assume: bool = True,
+        assume: bool = False,
     ) -> _NewTurn:
         """Count the request, and choose who answers it.
 
@@ -426,7 +429,7 @@ class Turns:
         checked_key(request.idempotency_key)
         self._refuse_while_draining()
         wait = self._rate.take(viewer.id)
-        if assume and not wait and project_id is None and not self._budgets.any:
+        if assume and not wait:
             asker = self._askers.get(viewer.id)
             if asker is not None and not asker.has_own:
                 model_id = asker.default_model if request.model_id is None else request.model_id

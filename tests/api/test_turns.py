@@ -469,3 +469,7 @@ async def test_what_was_chosen_since_the_last_question_holds_for_the_next(client
         await choose(model)
         assert await answered_by(threadId=thread_id) == (model or default)
         assert await answered_by() == (model or default)
+        # With a file it is no single statement, which would have checked it.
+        file = await client.upload(b"a file")
+        await choose("two-words" if model == "priced" else "priced")
+        assert await answered_by(attachmentIds=[file["id"]]) == ("two-words" if model == "priced" else "priced")
