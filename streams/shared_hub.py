@@ -21,7 +21,6 @@ from uuid import UUID
 
 from models.database import DatabaseUnavailableError
 from models.metrics import Histogram
-from models.parts import DeltaKind, Part
 from models.records import MessageRecord
 from streams.buffer import ContentEvent, Delta, StreamBuffer, replay
 from streams.cursor import CursorAheadError
@@ -44,7 +43,8 @@ _LOGS_AT_ONCE = 200
 
 _ENDS_SOON_TRIES = 50
 _ENDS_SOON_SECONDS = 0.1
-_END_TRIES = 10
+# For so long an end is tried to be told by the log; then its readers have found it in the database, or will.
+_END_SECONDS = 15.0
 
 
 Find = Callable[[Sequence[UUID]], Awaitable[dict[UUID, Written]]]
@@ -64,18 +64,6 @@ class Draft(StreamBuffer):
         self.was_sent = False
         self._grown = grown
 
-    def append_text(self, kind: DeltaKind, text: str) -> None:
-        """Add characters; readers get them when the log has them."""
-        super().append_text(kind, text)
-        if not self.is_noted or not self.was_sent:
-            self._grown(self)
-
-    def append_part(self, part: Part) -> None:
-        """Add a part that appears whole; readers get it when the log has it."""
-        super().append_part(part)
-        if not self.is_noted or not self.was_sent:
-            self._grown(self)
-
     def end(self, message: MessageRecord) -> None:
         """The end is stored: readers may have everything."""
         # First: what is behind it closes their buffer without an end.
@@ -86,6 +74,11 @@ class Draft(StreamBuffer):
         """Nothing more comes from here."""
         super().close()
         self.buffer.close()
+
+    def _wake(self) -> None:
+        # Readers get what is added when the log has it. They wait for the other buffer: nobody waits for this one.
+        if not self.is_noted and not self.closed:
+            self._grown(self)
 
 
 class Followed(StreamBuffer):
@@ -114,7 +107,10 @@ class SharedHub(Hub):
         self._lost = lost
         self._drafts: dict[UUID, Draft] = {}
         self._grown: dict[UUID, Draft] = {}
+        # Answers that have ended, and when: their logs are to tell of it.
+        self._ended: dict[LogName, float] = {}
         self._to_write = asyncio.Event()
+        self._all_written = asyncio.Event()
         # Whether an answer has begun that the log has nothing of: its readers wait for their first token.
         self._is_urgent = False
         self._urgent_from = 0.0
@@ -146,8 +142,12 @@ class SharedHub(Hub):
 
     async def stop(self) -> None:
         """Stop; ends that are not in the log yet are given a moment."""
-        if self._endings:
-            await asyncio.wait(self._endings, timeout=_KEEP_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KEEP_SECONDS):
+                if self._ended:
+                    await self._all_written.wait()
+                if self._endings:
+                    await asyncio.wait(self._endings)
         for task in [*self._tasks, *self._endings]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._endings, return_exceptions=True)
@@ -171,7 +171,9 @@ class SharedHub(Hub):
         super().remove(message_id)
         self._grown.pop(message_id, None)
         if (draft := self._drafts.pop(message_id, None)) is not None:
-            self._later(self._end(draft.name), f"token log end {message_id}")
+            self._ended[draft.name] = time.monotonic()
+            self._all_written.clear()
+            self._to_write.set()
 
     async def follow(self, message_id: UUID) -> StreamBuffer | None:
         """The buffer of an answer that is written elsewhere, with what its log has by now; None where none is.
@@ -237,7 +239,8 @@ class SharedHub(Hub):
         task.add_done_callback(self._endings.discard)
 
     def _on_growth(self, draft: Draft) -> None:
-        draft.is_noted = True
+        # The first token of one that was silent is news once more.
+        draft.is_noted = draft.length > 0
         self._grown[draft.message_id] = draft
         self._to_write.set()
         if not draft.was_sent and draft.length and (now := time.monotonic()) >= self._urgent_from:
@@ -255,9 +258,10 @@ class SharedHub(Hub):
             for draft in grown.values():
                 draft.is_noted = False
             drafts = [draft for draft in grown.values() if self._drafts.get(draft.message_id) is draft]
+            ended = list(self._ended)
             try:
-                for at in range(0, len(drafts), _LOGS_AT_ONCE):
-                    await self._append(drafts[at : at + _LOGS_AT_ONCE])
+                for at in range(0, max(len(drafts), len(ended)), _LOGS_AT_ONCE):
+                    await self._append(drafts[at : at + _LOGS_AT_ONCE], ended[at : at + _LOGS_AT_ONCE])
             except LOST as error:
                 self.failed_appends += 1
                 if pause.is_news(why := reason(error)):
@@ -270,9 +274,12 @@ class SharedHub(Hub):
                 if pause.reset():
                     self.returns += 1
                     log.info("the token log is back")
+                if not self._ended:
+                    self._all_written.set()
                 await self._rest()
                 continue
             self._grown = grown | self._grown
+            self._forget_ends()
             self._to_write.set()
             await pause.rest()
 
@@ -287,9 +294,15 @@ class SharedHub(Hub):
         finally:
             timer.cancel()
 
-    async def _append(self, drafts: Sequence[Draft]) -> None:
-        if not drafts:
-            return
+    def _forget_ends(self) -> None:
+        """Do not keep for ever what the log cannot be told."""
+        since = time.monotonic() - _END_SECONDS
+        if late := [name for name, ended_at in self._ended.items() if ended_at < since]:
+            log.warning("%d ends of answers are not in the token log; readers find them in the database", len(late))
+            for name in late:
+                del self._ended[name]
+
+    async def _append(self, drafts: Sequence[Draft], ended: Sequence[LogName]) -> None:
         growths = [Growth(draft.name, draft.logged, draft.since(draft.logged)) for draft in drafts]
         # What readers lack is what the log lacks, but where the log was lost: they have more than it then.
         unseen = [
@@ -300,7 +313,9 @@ class SharedHub(Hub):
         for draft in drafts:
             draft.was_sent = draft.length > 0
         begun = time.monotonic()
-        ends = await self._log.append(growths)
+        ends = await self._log.append(growths, ended)
+        for name in ended:
+            self._ended.pop(name, None)
         self.round_trips.observe(time.monotonic() - begun)
         for draft, length, end, events in zip(drafts, lengths, ends, unseen, strict=True):
             if end > length:
@@ -321,17 +336,6 @@ class SharedHub(Hub):
             await asyncio.sleep(_KEEP_SECONDS)
             for draft in list(self._drafts.values()):
                 self._on_growth(draft)
-
-    async def _end(self, name: LogName) -> None:
-        pause = Pause()
-        while pause.tries < _END_TRIES:
-            try:
-                await self._log.end(name)
-            except LOST:
-                await pause.rest()
-            else:
-                return
-        log.warning("the end of an answer is not in the token log; its readers look for it in the database")
 
     async def _follow(self) -> None:
         pause = Pause()

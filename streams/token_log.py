@@ -47,36 +47,33 @@ class _Script:
         self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# KEYS: logs. ARGV: milliseconds to keep, most entries; then for each log: where it should end, how many entries follow,
-# and those: id, field, value. Answers where each log ends now.
+# KEYS: logs, those to be appended to first. ARGV: how many those are, milliseconds to keep, most entries; the last id,
+# milliseconds to keep of the others, which are ended (once is enough, and twice is no error); then for each log to be
+# appended to: where it should end, how many entries follow, and those: id, field, value. Answers where each of these
+# ends now.
 _APPEND = _Script("""
-local at, ends = 3, {}
+local at, ends, appended, last_id = 6, {}, tonumber(ARGV[1]), ARGV[4] .. '-0'
 for place, key in ipairs(KEYS) do
-  local expected, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  at = at + 2
   local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-  local ends_at = last and tonumber(string.match(last[1], '^%d+')) or 0
-  if ends_at == expected then
-    for entry = 0, count - 1 do
-      local id = ARGV[at + 3 * entry]
-      redis.call('XADD', key, 'MAXLEN', '~', ARGV[2], id .. '-0', ARGV[at + 3 * entry + 1], ARGV[at + 3 * entry + 2])
-      ends_at = tonumber(id)
+  if place > appended then
+    if not last or last[1] ~= last_id then redis.call('XADD', key, last_id, 'E', '') end
+    redis.call('PEXPIRE', key, ARGV[5])
+  else
+    local expected, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    local ends_at = last and tonumber(string.match(last[1], '^%d+')) or 0
+    at = at + 2
+    if ends_at == expected then
+      for entry = at, at + 3 * (count - 1), 3 do
+        redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[entry] .. '-0', ARGV[entry + 1], ARGV[entry + 2])
+        ends_at = tonumber(ARGV[entry])
+      end
     end
+    at = at + 3 * count
+    redis.call('PEXPIRE', key, ARGV[2])
+    ends[place] = ends_at
   end
-  at = at + 3 * count
-  redis.call('PEXPIRE', key, ARGV[1])
-  ends[place] = ends_at
 end
 return ends
-""")
-# KEYS: a log. ARGV: the last id, milliseconds to keep. Once is enough, and twice is no error.
-_END = _Script("""
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if not last or last[1] ~= ARGV[1] .. '-0' then
-  redis.call('XADD', KEYS[1], ARGV[1] .. '-0', 'E', '')
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return 1
 """)
 # KEYS: a log. ARGV: where to begin, most entries. Texts of one part that follow one another are put together here: to
 # take them apart by the thousand costs a reader 40 times as much as to be given one. Answers how many entries there
@@ -156,14 +153,24 @@ class TokenLog:
         await self._client.aclose()
         await self._reading.aclose()
 
-    async def append(self, growths: Sequence[Growth]) -> list[int]:
-        """Append to many logs in one round trip, or, without events, only keep them.
+    async def append(self, growths: Sequence[Growth], ended: Sequence[LogName] = ()) -> list[int]:
+        """Append to many logs in one round trip, or, without events, only keep them; and end others.
+
+        Args:
+            ended: to these nothing can be appended any more, and readers are told that the database knows the rest, or
+                will.
 
         Returns:
             Where each log ends now: behind the events; at another offset where it did not end as believed (nothing was
             appended then); or at `LAST_ID` where the answer was ended by somebody else.
         """
-        arguments: list[Any] = [_KEPT_SECONDS * 1000, _MOST_ENTRIES]
+        arguments: list[Any] = [
+            len(growths),
+            _KEPT_SECONDS * 1000,
+            _MOST_ENTRIES,
+            LAST_ID,
+            END_KEPT_SECONDS * 1000,
+        ]
         for growth in growths:
             arguments += [growth.offset, len(growth.events)]
             offset = growth.offset
@@ -174,16 +181,13 @@ class TokenLog:
                 else:
                     offset += 1
                     arguments += [offset, f"P{event.part_index}", orjson.dumps(part_to_dict(event.part))]
-        ends = await self._run(_APPEND, [growth.name.key for growth in growths], arguments)
+        names = [*(growth.name for growth in growths), *ended]
+        ends = await self._run(_APPEND, [name.key for name in names], arguments)
         return [int(end) for end in ends]
-
-    async def end(self, name: LogName) -> None:
-        """Let nothing be appended any more, and tell readers that the database knows the rest, or will."""
-        await self._run(_END, [name.key], [LAST_ID, END_KEPT_SECONDS * 1000])
 
     async def sealed(self, name: LogName) -> list[Part]:
         """All that was ever shown of an answer whose writer is dead; if it is not, it can append no more."""
-        await self.end(name)
+        await self.append((), [name])
         return parts_of([entry.event for entry in await self.read(name, 0) if entry.event is not None])
 
     async def read(self, name: LogName, offset: int) -> list[Entry]:

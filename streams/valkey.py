@@ -333,7 +333,7 @@ class ValkeyBackend(BroadcastBackend):
         self._arrived = asyncio.Event()
         self._names: set[str] = set()
         self._changed = asyncio.Event()
-        self._outgoing: deque[tuple[str, Any]] = deque(maxlen=limit)
+        self._outgoing: deque[tuple[str, str]] = deque(maxlen=limit)
         self._to_send = asyncio.Event()
         self._all_sent = asyncio.Event()
         self._all_sent.set()
@@ -374,7 +374,7 @@ class ValkeyBackend(BroadcastBackend):
         self._changed.set()
 
     async def publish(self, channel: str, message: Any) -> None:
-        """Send a notice soon; one that cannot be sent is dropped, and that is logged."""
+        """Send a notice soon, a text of one line; one that cannot be sent is dropped, and that is logged."""
         if len(self._outgoing) == self._outgoing.maxlen:
             self.unsent += 1
         self._outgoing.append((PREFIX + channel, message))
@@ -397,14 +397,17 @@ class ValkeyBackend(BroadcastBackend):
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            while self._outgoing:
+            messages = self._joined()
+            while messages:
+                name, joined, count = messages.popleft()
                 try:
-                    await self._send(*self._outgoing.popleft())
+                    await self._send(name, joined)
                     told.clear()
                 except LOST as error:
                     heed_cancellation()
                     # What waited behind it is as old by now. Who needs to know looks into the database.
-                    lost = 1 + len(self._outgoing)
+                    lost = count + sum(waiting[2] for waiting in messages) + len(self._outgoing)
+                    messages.clear()
                     self._outgoing.clear()
                     self.unsent += lost
                     if (why := reason(error)) not in told:
@@ -413,7 +416,23 @@ class ValkeyBackend(BroadcastBackend):
                 except Exception:
                     log.exception("a notice could not be sent")
                 heed_cancellation()
+            if self._outgoing:
+                continue
             self._all_sent.set()
+            # What comes meanwhile shares a message, here and at every server that hears it.
+            await asyncio.sleep(_TICK_SECONDS)
+
+    def _joined(self) -> deque[tuple[str, str, int]]:
+        """What waits to be sent, as few messages: of each the channel, the notices as lines, and how many those are."""
+        by_name: dict[str, list[str]] = {}
+        while self._outgoing:
+            name, notice = self._outgoing.popleft()
+            by_name.setdefault(name, []).append(notice)
+        return deque(
+            (name, "\n".join(some := notices[at : at + _JOINED_NOTICES]), len(some))
+            for name, notices in by_name.items()
+            for at in range(0, len(notices), _JOINED_NOTICES)
+        )
 
     async def _listen(self) -> None:
         pause = Pause()
@@ -474,7 +493,8 @@ class ValkeyBackend(BroadcastBackend):
                 if name == self._own_name:
                     self._hears(pause)
                 else:
-                    self._pending.append(Event(name.removeprefix(PREFIX), message["data"].decode()))
+                    channel = name.removeprefix(PREFIX)
+                    self._pending.extend(Event(channel, notice) for notice in message["data"].decode().split("\n"))
                     self._arrived.set()
 
     def _hears(self, pause: Pause) -> None:
@@ -484,6 +504,9 @@ class ValkeyBackend(BroadcastBackend):
             log.info("the channel is back")
 
 
+# Between two times that notices are sent, and how many one message has at most.
+_TICK_SECONDS = 0.01
+_JOINED_NOTICES = 500
 _LISTEN_SECONDS = 1.0
 _LAST_SECONDS = 1.0
 _TELL_SECONDS = 5.0

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import orjson
 import pytest
 from broadcaster import Broadcast
 from broadcaster._backends.base import BroadcastBackend
@@ -146,11 +147,43 @@ async def test_messages_arrive_in_order_at_every_listener_of_the_name(channel: B
 
 
 async def test_a_message_arrives_as_it_was_sent(channel: BroadcastChannel) -> None:
-    message: dict[str, Any] = {"text": "Grüße 👩‍👩‍👧 \x00 \u2028", "list": [1, None, True, 1.5, {"deep": []}], "": ""}
+    message: dict[str, Any] = {
+        "text": "Grüße 👩‍👩‍👧 \x00 \u2028\r\n\n",
+        "list": [1, None, True, 1.5, {"deep": []}],
+        "": "",
+    }
     name, inbox = new_name(), Inbox()
     await channel.listen(name, inbox)
     await channel.publish(name, message)
     assert await inbox.holds(1) == [message]
+
+
+async def published(valkey: Valkey) -> int:
+    """How many messages a server was asked to publish."""
+    stats = await valkey.run("INFO", "commandstats")
+    assert isinstance(stats, dict)
+    return int(stats.get("cmdstat_publish", {"calls": 0})["calls"])
+
+
+async def test_notices_that_come_at_once_share_a_message_and_keep_their_order(valkey: Valkey) -> None:
+    backend = Prompt(valkey, 100_000)
+    channel, inboxes = BroadcastChannel(backend), {new_name(): Inbox(), new_name(): Inbox()}
+    await channel.connect()
+    try:
+        for name, inbox in inboxes.items():
+            await channel.listen(name, inbox)
+        await backend.settled()
+        await backend.connected.wait()
+        before = await published(valkey)
+        for message in numbered(1_200):
+            for name in inboxes:
+                await ValkeyBackend.publish(backend, name, orjson.dumps(message).decode())
+        for inbox in inboxes.values():
+            assert await inbox.holds(1_200) == numbered(1_200)
+        # Of each name 500 and 500 and 200, and one or two by which the backend hears itself.
+        assert 6 <= await published(valkey) - before <= 8
+    finally:
+        await channel.close()
 
 
 async def test_publishers_at_once_lose_nothing_and_keep_their_own_order(channel: BroadcastChannel) -> None:

@@ -84,7 +84,7 @@ async def test_a_long_log_is_read_in_few_pieces(token_log: TokenLog) -> None:
     call = ToolPart("c", "search", {"q": "🦉"})
     events += [PartAdded("", 3, call), PartAdded("", 4, call), Delta("", 5, "TEXT", "Ende")]
     assert await token_log.append([Growth(name, 0, events)]) == [length := sum(map(event_length, events))]
-    await token_log.end(name)
+    await token_log.append((), [name])
     behind = sum(map(event_length, events[:1_000]))
     for offset, held_events in ((0, events), (behind, events[1_000:])):
         entries = await token_log.read(name, offset)
@@ -147,7 +147,7 @@ async def test_every_log_expires(valkey: ValkeyServer, token_log: TokenLog) -> N
     await token_log.append([growth(buffer)])
     key = LogName(buffer.message_id).key
     assert 0 < int(str(await valkey.run("PTTL", key))) <= 3_600_000
-    await token_log.end(LogName(buffer.message_id))
+    await token_log.append((), [LogName(buffer.message_id)])
     assert 0 < int(str(await valkey.run("PTTL", key))) <= 300_000
 
 
@@ -375,6 +375,65 @@ async def test_nothing_is_shown_that_the_log_does_not_have(valkey: ValkeyServer)
         assert own.parts() == draft.parts()
 
 
+async def entries_of(node: Node, message_id: UUID) -> list[Entry]:
+    """What the log of a first attempt holds."""
+    return await node.log.read(LogName(message_id), 0)
+
+
+async def ended_of(node: Node, count: int) -> list[UUID]:
+    """So many answers at a node that have said a word, which is logged, and then ended."""
+    drafts = [node.hub.open(new_id(), new_id()) for _ in range(count)]
+    for draft in drafts:
+        draft.append_text("TEXT", "word")
+    for draft in drafts:
+        own = node.hub.get(draft.message_id)
+        assert own is not None
+        await until_length(own, 4)
+    for draft in drafts:
+        node.hub.remove(draft.message_id)
+    return [draft.message_id for draft in drafts]
+
+
+async def test_a_server_that_stops_has_told_of_every_end(valkey: ValkeyServer) -> None:
+    async with Node(valkey, Database()) as reader:
+        async with Node(valkey, Database()) as writer:
+            ids = await ended_of(writer, 450)
+        for message_id in ids:
+            assert [(entry.offset, entry.event is None) for entry in await entries_of(reader, message_id)] == [
+                (4, False),
+                (LAST_ID, True),
+            ]
+
+
+async def test_an_end_is_told_when_the_log_is_back_and_not_kept_for_ever(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Node(valkey, Database()) as node:
+        valkey.kill()
+        failed = node.hub.failed_appends
+        told, forgotten = new_id(), new_id()
+        for message_id in (forgotten, told):
+            node.hub.open(message_id, new_id())
+            node.hub.remove(message_id)
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while node.hub.failed_appends == failed:
+                    await asyncio.sleep(0.01)
+            assert LogName(message_id) in node.hub._ended
+            failed = node.hub.failed_appends
+            if message_id == forgotten:
+                monkeypatch.setattr("streams.shared_hub._END_SECONDS", 0.0)
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    while node.hub._ended:
+                        await asyncio.sleep(0.01)
+                monkeypatch.undo()
+        await valkey.start()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while node.hub._ended:
+                await asyncio.sleep(0.01)
+        assert [entry.event for entry in await entries_of(node, told)] == [None]
+        assert await entries_of(node, forgotten) == []
+
+
 async def test_a_server_that_comes_back_empty_is_given_everything_again(valkey: ValkeyServer) -> None:
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with Node(valkey, database) as writer, Node(valkey, database) as late:
@@ -512,7 +571,7 @@ async def test_r34_every_key_has_a_bound_and_an_end_whenever_its_writer_dies(
                 length = int(str(await valkey.run("XLEN", LogName(buffer.message_id).key)))
                 assert 100 <= length <= 300  # Valkey drops whole blocks of a hundred
             if dies_after >= 3:
-                await log.end(LogName(buffer.message_id))
+                await log.append((), [LogName(buffer.message_id)])
             await log.wake()
             assert await unbounded(valkey) == []
             await log.close()
