@@ -36,7 +36,8 @@ class SearchQuery:
 
     @strawberry.field(
         description="The viewer's messages and titles that match, the best first. A word that nothing matches finds "
-        "words that are spelt alike. Of more than 1,000 matches the newest 1,000 are ranked. Nothing temporary is "
+        "words that are spelt alike. Of more than 1,000 matches the newest 1,000 are ranked. An answer is found once "
+        "it has ended, and its question, with the title of a new thread, by then at the latest. Nothing temporary is "
         "found, and nothing behind the first 100,000 characters of a message."
     )
     async def search(

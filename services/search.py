@@ -1,6 +1,6 @@
 """Search in the titles and messages of a viewer.
 
-The documents are kept by the database (models/migrations/0003_search.py); what a query means is in
+The documents are kept by the database (models/migrations/0004_search.py); what a query means is in
 `services/search_query.py`; why it is done so, and how long it takes, in docs/decisions/0011-search.md.
 """
 

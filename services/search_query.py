@@ -1,6 +1,6 @@
 """What a search is for: the words of a query, what they may have been meant to be, and where a text holds them.
 
-A text is taken apart here as the database takes it apart (`search_words` in models/migrations/0003_search.py, which a
+A text is taken apart here as the database takes it apart (`search_words` in models/migrations/0004_search.py, which a
 test compares), so that what is marked in a snippet is what was found.
 """
 

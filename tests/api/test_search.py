@@ -215,6 +215,47 @@ async def test_an_answer_is_found_once_it_has_ended(client: Client) -> None:
     assert await texts(client, "quagga") == {"A quagga is extinct."}
 
 
+@pytest.mark.parametrize("end", ["complete", "failed", "stopped"])
+async def test_a_question_and_the_title_of_its_thread_are_found_when_its_answer_has_ended(
+    server: Server, client: Client, end: str
+) -> None:
+    question = f"a {end} tapir {uuid.uuid4()}"
+    first = await client.send(question, model="driven")
+    thread_id, live = first["thread"]["id"], first["assistantMessage"]["id"]
+    count = "SELECT count(*) FROM search_documents WHERE thread_id = $1"
+    connection = await asyncpg.connect(server.database.url)
+    try:
+        # Whoever asked waits for what is written then, and a long text is a long work.
+        assert await connection.fetchval(count, parse_id(IdKind.THREAD, thread_id)) == 0
+    finally:
+        await connection.close()
+    queue = SCRIPTS.driven.queue(question)
+    if end == "stopped":
+        await client.stop(live)
+    else:
+        await queue.put(TextDelta("A word."))
+        await queue.put(None if end == "complete" else RuntimeError("of a model"))
+    await client.finish(live)
+    assert await texts(client, f"{end} tapir") == {question, f"[{first['thread']['title']}]"}
+    for turn in (
+        await client.send(f"{end} bongo", threadId=thread_id),
+        await client.edit(first["userMessage"]["id"], f"{end} bongo again"),
+    ):
+        await client.finish(turn["assistantMessage"]["id"])
+        assert turn["userMessage"]["text"] in await texts(client, f"{end} bongo", anyBranch=True)
+
+
+async def test_a_title_that_is_given_while_the_answer_is_written_is_the_one_that_is_found(client: Client) -> None:
+    question = f"a numbat {uuid.uuid4()}"
+    turn = await client.send(question, model="driven")
+    await rename(client, turn["thread"]["id"], "A bandicoot")
+    assert await texts(client, "bandicoot") == {"[A bandicoot]"}
+    await SCRIPTS.driven.queue(question).put(None)
+    await client.finish(turn["assistantMessage"]["id"])
+    assert await texts(client, "bandicoot") == {"[A bandicoot]"}
+    assert await texts(client, "numbat") == {question}
+
+
 async def test_filters_narrow_what_is_found(client: Client) -> None:
     project = (await client.run('mutation { createProject(input: {name: "P"}) { project { id } } }'))["createProject"]
     project_id = project["project"]["id"]
