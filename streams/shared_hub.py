@@ -276,7 +276,8 @@ class SharedHub(Hub):
                     log.info("the token log is back")
                 if not self._ended:
                     self._all_written.set()
-                await self._rest()
+                if drafts:
+                    await self._rest()
                 continue
             self._grown = grown | self._grown
             self._forget_ends()
