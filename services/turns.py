@@ -597,7 +597,7 @@ class Turns:
             raise UnauthenticatedError("The account of this token does not exist any more.") from error
         finally:
             if not started:
-                self._hub.remove(new.answer_id)
+                self._hub.discard(new.answer_id)
                 buffer.close()
         return written
 
@@ -642,7 +642,7 @@ class Turns:
             return False
         finally:
             if not started:
-                self._hub.remove(hold.message_id)
+                self._hub.discard(hold.message_id)
                 buffer.close()
         return True
 

@@ -56,6 +56,10 @@ class Hub:
             self._past_characters += written.length
         self._buffers.pop(message_id, None)
 
+    def discard(self, message_id: UUID) -> None:
+        """Forget an answer that was not begun: opened for a message that is not there, or is somebody else's."""
+        self._buffers.pop(message_id, None)
+
     @property
     def out_of_reach_seconds(self) -> float:
         """For how long what readers need has not answered; there is nothing that could not, where nothing is shared."""

@@ -175,6 +175,12 @@ class SharedHub(Hub):
             self._all_written.clear()
             self._to_write.set()
 
+    def discard(self, message_id: UUID) -> None:
+        """Forget an answer that was not begun. Its log is not ended: it may be the one of who begins it elsewhere."""
+        super().discard(message_id)
+        self._grown.pop(message_id, None)
+        self._drafts.pop(message_id, None)
+
     async def follow(self, message_id: UUID) -> StreamBuffer | None:
         """The buffer of an answer that is written elsewhere, with what its log has by now; None where none is.
 
@@ -271,7 +277,7 @@ class SharedHub(Hub):
                 log.exception("writing the token log failed; trying again")
             else:
                 heed_cancellation()
-                if pause.reset():
+                if (drafts or ended) and pause.reset():
                     self.returns += 1
                     log.info("the token log is back")
                 if not self._ended:
@@ -316,9 +322,10 @@ class SharedHub(Hub):
         begun = time.monotonic()
         ends = await self._log.append(growths, ended)
         for name in ended:
+            # Told, or refused, and then its readers find it in the database.
             self._ended.pop(name, None)
         self.round_trips.observe(time.monotonic() - begun)
-        for draft, length, end, events in zip(drafts, lengths, ends, unseen, strict=True):
+        for draft, length, end, events in zip(drafts, lengths, ends[: len(drafts)], unseen, strict=True):
             if end > length:
                 # Ended by somebody else, who believes this process dead: the database tells whose it is.
                 self._lost(draft.message_id)

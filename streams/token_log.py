@@ -12,20 +12,18 @@ its end, and by whoever takes the answer of a dead one over. Nothing can be appe
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha1
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from redis.exceptions import NoScriptError
+from redis.exceptions import ResponseError
 
 from models.parts import Part, part_from_dict, part_to_dict
 from streams.buffer import ContentEvent, Delta, PartAdded, parts_of
 from streams.cursor import cursor_prefix
-from streams.valkey import COMMAND_SECONDS, PREFIX, make_client
+from streams.valkey import PREFIX, Script, make_client, soon
 
 LAST_ID = 2**53 - 1  # what a number in Lua holds exactly
 BLOCK_SECONDS = 2.0
@@ -39,26 +37,24 @@ _LETTERS = {"TEXT": "T", "REASONING": "R"}
 _KINDS: dict[str, Any] = {"T": "TEXT", "R": "REASONING"}
 
 
-class _Script:
-    """A script for the server, which remembers it by its digest."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
 # KEYS: logs, those to be appended to first. ARGV: how many those are, milliseconds to keep, most entries; the last id,
 # milliseconds to keep of the others, which are ended (once is enough, and twice is no error); then for each log to be
-# appended to: where it should end, how many entries follow, and those: id, field, value. Answers where each of these
-# ends now.
-_APPEND = _Script("""
+# appended to: where it should end, how many entries follow, and those: id, field, value. Answers where each log ends
+# now. One that cannot be ended keeps nobody else's text back: -1 is answered for it.
+_APPEND = Script("""
 local at, ends, appended, last_id = 6, {}, tonumber(ARGV[1]), ARGV[4] .. '-0'
 for place, key in ipairs(KEYS) do
-  local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
   if place > appended then
-    if not last or last[1] ~= last_id then redis.call('XADD', key, last_id, 'E', '') end
+    local rows = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
+    local is_ended = not rows.err and rows[1] and rows[1][1] == last_id
+    if not rows.err and not is_ended then
+      local added = redis.pcall('XADD', key, last_id, 'E', '')
+      is_ended = type(added) == 'string' or not added.err
+    end
+    ends[place] = is_ended and tonumber(ARGV[4]) or -1
     redis.call('PEXPIRE', key, ARGV[5])
   else
+    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     local expected, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
     local ends_at = last and tonumber(string.match(last[1], '^%d+')) or 0
     at = at + 2
@@ -78,7 +74,7 @@ return ends
 # KEYS: a log. ARGV: where to begin, most entries. Texts of one part that follow one another are put together here: to
 # take them apart by the thousand costs a reader 40 times as much as to be given one. Answers how many entries there
 # were, and then id, field and value of each.
-_READ = _Script("""
+_READ = Script("""
 local rows = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
 local found, texts, field = {#rows}, nil, nil
 for _, row in ipairs(rows) do
@@ -97,7 +93,7 @@ if texts then found[#found] = table.concat(texts) end
 return found
 """)
 # KEYS: a log of one entry. ARGV: milliseconds to keep.
-_WAKE = _Script("""
+_WAKE = Script("""
 redis.call('XADD', KEYS[1], 'MAXLEN', 1, '*', 'w', '')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
@@ -162,7 +158,8 @@ class TokenLog:
 
         Returns:
             Where each log ends now: behind the events; at another offset where it did not end as believed (nothing was
-            appended then); or at `LAST_ID` where the answer was ended by somebody else.
+            appended then); or at `LAST_ID` where the answer was ended by somebody else. Behind those, of each of
+            `ended`: at `LAST_ID`, or -1 where Valkey refuses that.
         """
         arguments: list[Any] = [
             len(growths),
@@ -182,19 +179,20 @@ class TokenLog:
                     offset += 1
                     arguments += [offset, f"P{event.part_index}", orjson.dumps(part_to_dict(event.part))]
         names = [*(growth.name for growth in growths), *ended]
-        ends = await self._run(_APPEND, [name.key for name in names], arguments)
+        ends = await _APPEND.run(self._client, [name.key for name in names], arguments)
         return [int(end) for end in ends]
 
     async def sealed(self, name: LogName) -> list[Part]:
         """All that was ever shown of an answer whose writer is dead; if it is not, it can append no more."""
-        await self.append((), [name])
+        if await self.append((), [name]) != [LAST_ID]:
+            raise ResponseError("the log cannot be ended")
         return parts_of([entry.event for entry in await self.read(name, 0) if entry.event is not None])
 
     async def read(self, name: LogName, offset: int) -> list[Entry]:
         """Everything behind an offset, texts that follow one another put together."""
         found: list[Entry] = []
         while True:
-            count, *told = await self._run(_READ, [name.key], [f"({offset}-0", _MERGED_ENTRIES])
+            count, *told = await _READ.run(self._client, [name.key], [f"({offset}-0", _MERGED_ENTRIES])
             ids, fields, values = told[::3], told[1::3], told[2::3]
             found += _entries(
                 name, [(key, {field: value}) for key, field, value in zip(ids, fields, values, strict=True)]
@@ -211,7 +209,7 @@ class TokenLog:
             count=_READ_ENTRIES,
             block=int(BLOCK_SECONDS * 1000),
         )
-        rows = await _soon(reading, waits=BLOCK_SECONDS)
+        rows = await soon(reading, waits=BLOCK_SECONDS)
         found: dict[LogName, list[Entry]] = {}
         for key_bytes, entries in _pairs(rows):
             key = key_bytes.decode()
@@ -223,25 +221,11 @@ class TokenLog:
 
     async def probe(self) -> None:
         """Whether the log answers, asked of the node that has our keys."""
-        await _soon(self._client.exists(self._wake_key))
+        await soon(self._client.exists(self._wake_key))
 
     async def wake(self) -> None:
         """End the wait of this process: the logs to wait for are others now."""
-        await self._run(_WAKE, [self._wake_key], [_WAKE_KEPT_SECONDS * 1000])
-
-    async def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        # Not by redis-py's own way, which lets every node of a cluster load what one node lacks: one that is down
-        # would keep us from one that is not.
-        try:
-            return await _soon(self._client.evalsha(script.digest, len(keys), *keys, *arguments))
-        except NoScriptError:
-            return await _soon(self._client.eval(script.text, len(keys), *keys, *arguments))
-
-
-async def _soon(answer: Awaitable[Any], *, waits: float = 0) -> Any:
-    """The answer, or an error by then: redis-py's own timeouts are one for each of its tries and each node it asks."""
-    async with asyncio.timeout(COMMAND_SECONDS + 2 * waits):
-        return await answer
+        await _WAKE.run(self._client, [self._wake_key], [_WAKE_KEPT_SECONDS * 1000])
 
 
 def _pairs(rows: Any) -> Iterable[tuple[bytes, Any]]:

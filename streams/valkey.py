@@ -15,7 +15,9 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator, Sequence
+from hashlib import sha1
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -34,6 +36,7 @@ from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     RedisClusterException,
     RedisError,
@@ -271,6 +274,29 @@ def _sentinel_reason(error: MasterNotFoundError) -> str:
     return "no sentinel that can be reached knows a living master of this name"
 
 
+class Script:
+    """A script for the server, which remembers it by its digest."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """What the script answers; in the time of one command."""
+        # Not by redis-py's own way, which lets every node of a cluster load what one node lacks: one that is down
+        # would keep us from one that is not.
+        try:
+            return await soon(client.evalsha(self._digest, len(keys), *keys, *arguments))
+        except NoScriptError:
+            return await soon(client.eval(self._text, len(keys), *keys, *arguments))
+
+
+async def soon(answer: Awaitable[Any], *, waits: float = 0) -> Any:
+    """The answer, or an error by then: redis-py's own timeouts are one for each of its tries and each node it asks."""
+    async with asyncio.timeout(COMMAND_SECONDS + 2 * waits):
+        return await answer
+
+
 def heed_cancellation() -> None:
     """Raise the cancellation that redis-py may have swallowed (8.1 does while it closes a connection)."""
     task = asyncio.current_task()
@@ -374,7 +400,7 @@ class ValkeyBackend(BroadcastBackend):
         self._changed.set()
 
     async def publish(self, channel: str, message: Any) -> None:
-        """Send a notice soon, a text of one line; one that cannot be sent is dropped, and that is logged."""
+        """Send a notice soon; one that cannot be sent is dropped, and that is logged."""
         if len(self._outgoing) == self._outgoing.maxlen:
             self.unsent += 1
         self._outgoing.append((PREFIX + channel, message))
@@ -388,51 +414,32 @@ class ValkeyBackend(BroadcastBackend):
             await self._arrived.wait()
         return self._pending.popleft()
 
-    async def _send(self, name: str, message: Any) -> None:
-        async with asyncio.timeout(COMMAND_SECONDS):
-            await self._client.publish(name, message)
-
     async def _send_on(self) -> None:
         told: set[str] = set()
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            messages = self._joined()
-            while messages:
-                name, joined, count = messages.popleft()
+            while self._outgoing:
+                some = [self._outgoing.popleft() for _ in range(min(len(self._outgoing), _NOTICES_AT_ONCE))]
                 try:
-                    await self._send(name, joined)
+                    await _PUBLISH.run(self._client, (), list(chain.from_iterable(some)))
                     told.clear()
                 except LOST as error:
                     heed_cancellation()
                     # What waited behind it is as old by now. Who needs to know looks into the database.
-                    lost = count + sum(waiting[2] for waiting in messages) + len(self._outgoing)
-                    messages.clear()
+                    lost = len(some) + len(self._outgoing)
                     self._outgoing.clear()
                     self.unsent += lost
                     if (why := reason(error)) not in told:
                         told.add(why)
                         log.warning("notices to other servers are not sent (%d now): %s", lost, why)
                 except Exception:
-                    log.exception("a notice could not be sent")
+                    self.unsent += len(some)
+                    log.exception("%d notices could not be sent", len(some))
                 heed_cancellation()
-            if self._outgoing:
-                continue
             self._all_sent.set()
-            # What comes meanwhile shares a message, here and at every server that hears it.
+            # What comes meanwhile shares a command.
             await asyncio.sleep(_TICK_SECONDS)
-
-    def _joined(self) -> deque[tuple[str, str, int]]:
-        """What waits to be sent, as few messages: of each the channel, the notices as lines, and how many those are."""
-        by_name: dict[str, list[str]] = {}
-        while self._outgoing:
-            name, notice = self._outgoing.popleft()
-            by_name.setdefault(name, []).append(notice)
-        return deque(
-            (name, "\n".join(some := notices[at : at + _JOINED_NOTICES]), len(some))
-            for name, notices in by_name.items()
-            for at in range(0, len(notices), _JOINED_NOTICES)
-        )
 
     async def _listen(self) -> None:
         pause = Pause()
@@ -481,7 +488,7 @@ class ValkeyBackend(BroadcastBackend):
                 now = time.monotonic()
                 if now - told >= (_TELL_SECONDS if self.connected.is_set() else _LISTEN_SECONDS):
                     told = now
-                    await self._send(self._own_name, "")
+                    await soon(self._client.publish(self._own_name, ""))
                 if now - max(heard, opened) > _SILENCE_SECONDS:
                     raise TimeoutError
                 # A second at most, so that a new name is soon subscribed to.
@@ -493,8 +500,7 @@ class ValkeyBackend(BroadcastBackend):
                 if name == self._own_name:
                     self._hears(pause)
                 else:
-                    channel = name.removeprefix(PREFIX)
-                    self._pending.extend(Event(channel, notice) for notice in message["data"].decode().split("\n"))
+                    self._pending.append(Event(name.removeprefix(PREFIX), message["data"].decode()))
                     self._arrived.set()
 
     def _hears(self, pause: Pause) -> None:
@@ -504,9 +510,14 @@ class ValkeyBackend(BroadcastBackend):
             log.info("the channel is back")
 
 
-# Between two times that notices are sent, and how many one message has at most.
+# Between two commands that send notices, and how many one sends at most.
 _TICK_SECONDS = 0.01
-_JOINED_NOTICES = 500
+_NOTICES_AT_ONCE = 500
+# ARGV: for each notice its channel and its text. One by one, each is a command.
+_PUBLISH = Script("""
+for at = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[at], ARGV[at + 1]) end
+return 1
+""")
 _LISTEN_SECONDS = 1.0
 _LAST_SECONDS = 1.0
 _TELL_SECONDS = 5.0

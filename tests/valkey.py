@@ -63,6 +63,13 @@ class Valkey(Protocol):
         ...
 
 
+async def scripts_run(valkey: Valkey) -> int:
+    """How many scripts that it knew were run."""
+    stats = await valkey.run("INFO", "commandstats")
+    assert isinstance(stats, dict)
+    return int(stats["cmdstat_evalsha"]["calls"])
+
+
 def free_port() -> int:
     """A port that nobody listens at."""
     with socket.socket() as probe:

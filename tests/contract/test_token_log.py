@@ -20,7 +20,8 @@ from streams.buffer import ContentEvent, Delta, PartAdded, StreamBuffer, parts_o
 from streams.ending import Written
 from streams.shared_hub import SharedHub
 from streams.token_log import BLOCK_SECONDS, LAST_ID, Entry, Growth, LogName, TokenLog
-from tests.valkey import KINDS, SentinelGroup, Valkey, ValkeyServer, unbounded
+from streams.valkey import LOST
+from tests.valkey import KINDS, SentinelGroup, Valkey, ValkeyServer, scripts_run, unbounded
 
 DEADLINE_SECONDS = 20.0
 
@@ -151,19 +152,13 @@ async def test_every_log_expires(valkey: ValkeyServer, token_log: TokenLog) -> N
     assert 0 < int(str(await valkey.run("PTTL", key))) <= 300_000
 
 
-async def evalsha_calls(valkey: ValkeyServer) -> int:
-    stats = await valkey.run("INFO", "commandstats")
-    assert isinstance(stats, dict)
-    return int(stats["cmdstat_evalsha"]["calls"])
-
-
 async def test_many_logs_are_appended_to_in_one_command(valkey: ValkeyServer, token_log: TokenLog) -> None:
     buffers = [written(new_id(), *SAID) for _ in range(100)]
     await token_log.append([growth(buffers[0])])  # the script is there from now on
-    before = await evalsha_calls(valkey)
+    before = await scripts_run(valkey)
     ends = await token_log.append([growth(buffer) for buffer in buffers])
     assert ends == [buffer.length for buffer in buffers]
-    assert await evalsha_calls(valkey) - before == 1
+    assert await scripts_run(valkey) - before == 1
 
 
 async def test_at_every_kind_of_valkey_a_log_is_appended_to_fenced_and_sealed(any_kind: Valkey) -> None:
@@ -434,6 +429,38 @@ async def test_an_end_is_told_when_the_log_is_back_and_not_kept_for_ever(
         assert await entries_of(node, forgotten) == []
 
 
+async def test_an_end_that_is_refused_keeps_no_other_answer_back(valkey: ValkeyServer) -> None:
+    async with Node(valkey, Database()) as node:
+        refused, good = new_id(), new_id()
+        node.hub.open(refused, new_id())
+        await valkey.run("SET", LogName(refused).key, "not a log")
+        node.hub.remove(refused)
+        node.hub.open(good, new_id()).append_text("TEXT", "word")
+        own = node.hub.get(good)
+        assert own is not None
+        await until_length(own, 4)
+        assert (node.hub.failed_appends, node.hub._ended) == (0, {})
+        assert await node.log.append((), [LogName(refused), LogName(good)]) == [-1, LAST_ID]
+        with pytest.raises(LOST, match="cannot be"):
+            # Nobody is told that nothing more can be appended where that is not so.
+            await node.log.sealed(LogName(refused))
+
+
+async def test_who_finds_an_answer_to_be_anothers_does_not_end_its_log(valkey: ValkeyServer) -> None:
+    async with Node(valkey, Database()) as late, Node(valkey, Database()) as holder:
+        message_id, owner_id = new_id(), new_id()
+        late.hub.open(message_id, owner_id, attempt=2)
+        draft = holder.hub.open(message_id, owner_id, attempt=2)
+        own = holder.hub.get(message_id)
+        assert own is not None
+        late.hub.discard(message_id)
+        # Behind all that it had to tell.
+        await ended_of(late, 1)
+        draft.append_text("TEXT", "word")
+        await until_length(own, 4)
+        assert (holder.lost, late.hub.get(message_id)) == ([], None)
+
+
 async def test_a_server_that_comes_back_empty_is_given_everything_again(valkey: ValkeyServer) -> None:
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with Node(valkey, database) as writer, Node(valkey, database) as late:
@@ -522,7 +549,7 @@ async def test_r33_a_memory_that_is_full_is_a_pause_and_heals(caplog: pytest.Log
 async def test_r31_what_comes_while_the_log_is_frozen_is_kept_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("streams.token_log.COMMAND_SECONDS", 0.3)
+    monkeypatch.setattr("streams.valkey.COMMAND_SECONDS", 0.3)
     monkeypatch.setattr("streams.valkey._TRY_SECONDS", 0.15)
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with ValkeyServer() as valkey, Node(valkey, database) as writer, Node(valkey, database) as reader:
@@ -581,7 +608,7 @@ async def test_r34_every_key_has_a_bound_and_an_end_whenever_its_writer_dies(
 async def test_a_master_that_was_frozen_and_wakes_is_written_to_and_read_by_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streams.token_log.COMMAND_SECONDS", 2.0)
+    monkeypatch.setattr("streams.valkey.COMMAND_SECONDS", 2.0)
     monkeypatch.setattr("streams.valkey._TRY_SECONDS", 1.0)
     database, message_id, owner_id = Database(), new_id(), new_id()
     async with SentinelGroup() as group, Node(group, database) as writer, Node(group, database) as reader:
