@@ -23,7 +23,7 @@ from server.runtime import Server
 from services.sweeper import Sweeper
 from streams.channel import BroadcastChannel
 from streams.token_log import TokenLog
-from streams.valkey import ValkeyBackend
+from streams.valkey import Script
 from tests.client import Client, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS, TextDelta
@@ -160,7 +160,7 @@ async def test_what_runs_for_other_servers_outlives_any_exception(
     defect.into(monkeypatch, server.runtime, "find_written")
     for name in ("append", "wait", "probe"):
         defect.into(monkeypatch, TokenLog, name)
-    defect.into(monkeypatch, ValkeyBackend, "_send")
+    defect.into(monkeypatch, Script, "run")
     async with ValkeyServer() as valkey:
         url = await make_database(postgres_url)
         servers = [

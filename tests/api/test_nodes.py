@@ -17,7 +17,7 @@ from providers.base import TextDelta, TokenUsage
 from server.runtime import Server
 from streams.ending import StreamHold, end_answer
 from streams.recovery import AnswerWaitsError
-from streams.token_log import Growth, TokenLog
+from streams.token_log import Growth, LogName, TokenLog
 from tests.client import Client, GraphQLErrors, connect, text_of
 from tests.conftest import make_database, test_settings
 from tests.scripts import SCRIPTS
@@ -370,8 +370,8 @@ async def test_who_read_ahead_of_the_writer_goes_on_at_the_writer(
     answered = asyncio.Event()
     append = TokenLog.append
 
-    async def append_unheard(self: TokenLog, growths: Sequence[Growth]) -> list[int]:
-        ends = await append(self, growths)
+    async def append_unheard(self: TokenLog, growths: Sequence[Growth], ended: Sequence[LogName]) -> list[int]:
+        ends = await append(self, growths, ended)
         await answered.wait()
         return ends
 
