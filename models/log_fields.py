@@ -25,7 +25,9 @@ class log_scope:  # noqa: N801 - used like a function
         self._more = more
 
     def __enter__(self) -> None:
+        # Not held twice: some scopes last for as long as a socket.
         self._token = _fields.set(_fields.get() | self._more)
+        del self._more
 
     def __exit__(self, *_: object) -> None:
         _fields.reset(self._token)

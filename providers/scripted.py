@@ -206,6 +206,9 @@ class ScriptedProvider:
         beat = self._beat
         pause = 1 / script.words_per_second if script.words_per_second else 0.0
         question = next((message.text for message in reversed(request.messages) if message.role == "user"), "")
+        prompt = sum(len(message.text.split()) for message in request.messages)
+        # What was asked is not held for as long as the answer takes.
+        del request
         due = loop.time()
         words = 0
         usage: TokenUsage | None = None
@@ -240,7 +243,6 @@ class ScriptedProvider:
                     yield step
                 case TokenUsage():
                     usage = step
-        prompt = sum(len(message.text.split()) for message in request.messages)
         yield usage or TokenUsage(prompt=prompt, completion=words)
         yield Finish(FinishReason.STOP)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from config import Settings
 from graph.context import Services
@@ -54,7 +55,7 @@ class Application:
         self._http = GraphQLHttp(schema, services, operations, Answers(self.requests, self._origins))
         self.web = web.Application(
             client_max_size=settings.max_request_bytes,
-            middlewares=[self.requests.named(), self._origins.preflight()],
+            middlewares=[self._admit],
         )
         self.web.on_response_prepare.append(self.requests.announce)
         self.web.on_response_prepare.append(security_headers)
@@ -73,6 +74,13 @@ class Application:
         if self._graphiql is not None:
             self.web.router.add_get("/", self._graphiql.redirect)
             self.web.router.add_get("/graphiql/{name:.+}", self._graphiql.asset)
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What comes before every handler; each further one would be a coroutine more for every request and socket."""
+        with self.requests.named(request):
+            preflight = self._origins.preflight(request)
+            return await handler(request) if preflight is None else preflight
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":

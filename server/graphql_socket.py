@@ -30,7 +30,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
@@ -58,6 +58,7 @@ _UNSENT_BYTES = 16_384
 # Not known to every system.
 _NOTSENT_LOWAT: int | None = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
 _LONGEST_TIMER_SECONDS = 86_400.0
+_CLOSES = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,8 @@ class GraphQLSockets:
             writer_limit=sys.maxsize,
         )
         writer = await ws.prepare(request)
+        # They are sent, and would be held for as long as the socket.
+        ws.headers.clear()
         _limit_what_waits(request.transport)
         if ws.ws_protocol != PROTOCOL:
             await ws.close(code=4406, message=b"Subprotocol not acceptable")
@@ -262,7 +265,9 @@ class _Socket:
         task = self.serving = asyncio.current_task()
         assert task is not None
         try:
-            await self._take_all()
+            # No `async for`, which is a coroutine more for each socket.
+            while (message := await self._ws.receive()).type not in _CLOSES:
+                await self._hear(message)
         except (ClientConnectionResetError, ConnectionResetError):
             pass
         except asyncio.CancelledError:
@@ -282,15 +287,14 @@ class _Socket:
             # A cancelled task holds its frames, and so this.
             self._operations.clear()
 
-    async def _take_all(self) -> None:
-        async for message in self._ws:
-            if message.type is WSMsgType.TEXT:
-                await self._take(message.data)
-            elif message.type is WSMsgType.BINARY:
-                await self.close(4400, "Messages are text")
-            elif message.type is WSMsgType.PING:
-                await self._room()
-                await self._ws.pong(message.data)
+    async def _hear(self, message: WSMessage) -> None:
+        if message.type is WSMsgType.TEXT:
+            await self._take(message.data)
+        elif message.type is WSMsgType.BINARY:
+            await self.close(4400, "Messages are text")
+        elif message.type is WSMsgType.PING:
+            await self._room()
+            await self._ws.pong(message.data)
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a code, from within `serve`; the client is given a moment to agree."""

@@ -7,8 +7,6 @@ made it: a page can read a refusal, an unknown path and a defect as it reads an 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from aiohttp import hdrs, web
 from strawberry.http.websocket_origin import is_same_origin
 
@@ -57,22 +55,15 @@ class Origins:
             return {}
         return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: _EXPOSED}
 
-    def preflight(self) -> Callable[..., Awaitable[web.StreamResponse]]:
-        """The middleware that answers browsers which ask before they send."""
-
-        @web.middleware
-        async def middleware(
-            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-        ) -> web.StreamResponse:
-            if request.method != "OPTIONS" or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in request.headers:
-                return await handler(request)
-            if self.named(request) is None:
-                return web.Response(status=403)
-            allowed = {
-                hdrs.ACCESS_CONTROL_ALLOW_METHODS: _METHODS,
-                hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _HEADERS,
-                hdrs.ACCESS_CONTROL_MAX_AGE: _MAX_AGE_SECONDS,
-            }
-            return web.Response(status=204, headers=allowed)
-
-        return middleware
+    def preflight(self, request: web.Request) -> web.Response | None:
+        """The answer to a browser which asks before it sends; None for every other request."""
+        if request.method != "OPTIONS" or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in request.headers:
+            return None
+        if self.named(request) is None:
+            return web.Response(status=403)
+        allowed = {
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: _METHODS,
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _HEADERS,
+            hdrs.ACCESS_CONTROL_MAX_AGE: _MAX_AGE_SECONDS,
+        }
+        return web.Response(status=204, headers=allowed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
@@ -27,20 +26,12 @@ class Requests:
         self.responses: Counter[tuple[str, str, int]] = Counter()
         """By method, route and status; an upgrade to a WebSocket is 101."""
 
-    def named(self) -> Callable[..., Awaitable[web.StreamResponse]]:
-        """The middleware that gives a request its id: the one it was sent with, if that is one, else a new one."""
-
-        @web.middleware
-        async def middleware(
-            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-        ) -> web.StreamResponse:
-            self._connections.heard(request)
-            sent = request.headers.get(HEADER, "")
-            request[_KEY] = request_id = sent if _SANE.fullmatch(sent) else new_request_id()
-            with log_scope(request_id=request_id):
-                return await handler(request)
-
-        return middleware
+    def named(self, request: web.Request) -> log_scope:
+        """Give a request its id, the one it was sent with, if that is one, else a new one; the scope to serve it in."""
+        self._connections.heard(request)
+        sent = request.headers.get(HEADER, "")
+        request[_KEY] = request_id = sent if _SANE.fullmatch(sent) else new_request_id()
+        return log_scope(request_id=request_id)
 
     def id_of(self, request: web.Request) -> str:
         """The id that a request was given."""

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -90,13 +90,26 @@ class _Outcome:
 
 
 class Generation:
-    """One answer being written. `run` is its task."""
+    """One answer being written.
+
+    Args:
+        request: makes the request for the provider (it reads the history); awaited once.
+    """
 
     def __init__(
-        self, hold: StreamHold, buffer: StreamBuffer, limits: GenerationLimits, images: GeneratedImages
+        self,
+        hold: StreamHold,
+        buffer: StreamBuffer,
+        request: Callable[[], Awaitable[GenerationRequest]],
+        provider: Provider,
+        limits: GenerationLimits,
+        images: GeneratedImages,
     ) -> None:
         self.hold = hold
         self.buffer = buffer
+        # Until it is made: what is asked is not to be held for as long as the answer takes.
+        self._request: Callable[[], Awaitable[GenerationRequest]] | None = request
+        self._provider = provider
         self._limits = limits
         self._images = images
         self._images_kept = 0
@@ -104,26 +117,29 @@ class Generation:
         self._usage: TokenUsage | None = None
         self._prompt_tokens = 0
         self._called_provider = False
-        self._last_event = 0.0
+        self._started = self._last_event = 0.0
         self._reading: asyncio.Task[_Outcome] | None = None
+        self._through: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._forced: _Outcome | None = None
 
-    async def read(self, request: Callable[[], Any], provider: Provider) -> AnswerEnd:
+    async def read(self) -> AnswerEnd:
         """Stream the answer into the buffer and say how it ended. Never raises but for cancellation."""
-        self._reading = asyncio.create_task(self._consume(request, provider), name=f"provider {self.hold.message_id}")
-        if self._forced is not None:
-            self._reading.cancel()
         loop = asyncio.get_running_loop()
-        self._last_event = started = loop.time()
-        while not self._reading.done() and self._forced is None:
-            now = loop.time()
-            silent, total = now - self._last_event, now - started
-            if silent >= self._limits.idle_seconds or total >= self._limits.total_seconds:
-                self.end_early(MessageStatus.FAILED, _TIMEOUT)
-                break
-            wake = min(self._limits.idle_seconds - silent, self._limits.total_seconds - total)
-            await asyncio.wait({self._reading}, timeout=wake)
-        outcome = await self._settle()
+        self._last_event = self._started = loop.time()
+        self._through = loop.create_future()
+        self._reading = loop.create_task(self._consume(), name=f"provider {self.hold.message_id}")
+        self._reading.add_done_callback(self._let_through)
+        if self._forced is not None:
+            self._let_go(self._reading)
+        else:
+            self._watch()
+        try:
+            await self._through
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+        outcome = self._outcome(self._reading)
         parts = self.buffer.parts()
         tokens = estimate(self._prompt_tokens, parts) if self._usage is None else reported_tokens(self._usage)
         return AnswerEnd(outcome.status, parts, outcome.failure, tokens, self._called_provider)
@@ -133,28 +149,45 @@ class Generation:
         if self._forced is None:
             self._forced = _Outcome(status, failure)
             if self._reading is not None:
-                self._reading.cancel()
+                self._let_go(self._reading)
+
+    def _watch(self) -> None:
+        """Wait for the nearest deadline with one timer an answer, set anew only when it rings."""
+        loop = asyncio.get_running_loop()
+        due = min(self._last_event + self._limits.idle_seconds, self._started + self._limits.total_seconds)
+        if loop.time() >= due:
+            self.end_early(MessageStatus.FAILED, _TIMEOUT)
+        else:
+            self._timer = loop.call_at(due, self._watch)
+
+    def _let_go(self, reading: asyncio.Task[_Outcome]) -> None:
+        """Close the provider's connection; one that does not let go is waited for so long and no longer."""
+        reading.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(_CLOSE_DEADLINE_SECONDS, self._let_through)
+
+    def _let_through(self, _: object = None) -> None:
+        if self._through is not None and not self._through.done():
+            self._through.set_result(None)
+
+    def _outcome(self, reading: asyncio.Task[_Outcome]) -> _Outcome:
+        if reading.done() and not reading.cancelled():
+            return reading.result()
+        if not reading.done():
+            log.error("a provider does not let go", extra={"message_id": str(self.hold.message_id)})
+        return self._forced or _Outcome(MessageStatus.FAILED, _DEFECT)
 
     def _used_up(self, most_tokens: int | None) -> bool:
         """Whether the provider ended by our limit, and not by one of its own that lies below."""
         return most_tokens is not None and (self._usage is None or self._usage.completion >= most_tokens)
 
-    async def _settle(self) -> _Outcome:
-        """The outcome, after the provider's connection is closed."""
-        assert self._reading is not None
-        await asyncio.wait({self._reading}, timeout=_CLOSE_DEADLINE_SECONDS)
-        if self._reading.done() and not self._reading.cancelled():
-            return self._reading.result()
-        if not self._reading.done():
-            log.error("a provider does not let go", extra={"message_id": str(self.hold.message_id)})
-        return self._forced or _Outcome(MessageStatus.FAILED, _DEFECT)
-
-    async def _consume(self, request: Callable[[], Any], provider: Provider) -> _Outcome:
+    async def _consume(self) -> _Outcome:
         try:
-            asked = await self._ask(request)
+            asked = await self._ask()
             self._prompt_tokens, most_tokens = asked.prompt_tokens, asked.max_output_tokens
             self._called_provider = True
-            stream = provider.stream(asked)
+            stream = self._provider.stream(asked)
             del asked  # the bytes of its files are not to be held for as long as the answer takes
             async with aclosing(stream) as events:
                 finish = await self._follow(events, most_tokens)
@@ -183,12 +216,14 @@ class Generation:
             return _Outcome(MessageStatus.FAILED, _FILTERED if filtered else _EMPTY)
         return _Outcome(MessageStatus.COMPLETE)
 
-    async def _ask(self, request: Callable[[], Any]) -> GenerationRequest:
+    async def _ask(self) -> GenerationRequest:
         """What the provider is asked. A database that is away is waited for, for as long as a provider would be."""
+        request, self._request = self._request, None
+        assert request is not None, "an answer is asked for once"
         attempt = 0
         while True:
             try:
-                asked: GenerationRequest = await request()
+                asked = await request()
             except DatabaseUnavailableError as error:
                 attempt += 1
                 log.warning("a question waits for the database: %s", error)
@@ -356,17 +391,23 @@ class Generations:
         """Begin to take stops from the channel."""
         await self._channel.listen(STOP_CHANNEL, self._on_stop)
 
-    def start(self, hold: StreamHold, buffer: StreamBuffer, request: Callable[[], Any], provider: Provider) -> None:
+    def start(
+        self,
+        hold: StreamHold,
+        buffer: StreamBuffer,
+        request: Callable[[], Awaitable[GenerationRequest]],
+        provider: Provider,
+    ) -> None:
         """Write an answer in a task of its own. The buffer is open in the hub already.
 
         Args:
             request: makes the request for the provider (it reads the history); awaited in the task.
         """
-        generation = Generation(hold, buffer, self._limits, self._images)
+        generation = Generation(hold, buffer, request, provider, self._limits, self._images)
         self._running[hold.message_id] = generation
         self._leases.keep(buffer)
         log_note(thread_id=hold.thread_id, message_id=hold.message_id)
-        task = asyncio.create_task(self._observed(generation, request, provider), name=f"generation {hold.message_id}")
+        task = asyncio.create_task(self._run(generation), name=f"generation {hold.message_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -464,41 +505,38 @@ class Generations:
         if generation := self._running.get(message_id):
             generation.end_early(MessageStatus.STOPPED, None)
 
-    async def _observed(self, generation: Generation, request: Callable[[], Any], provider: Provider) -> None:
+    async def _run(self, generation: Generation) -> None:
         hold = generation.hold
+        message_id, buffer = hold.message_id, generation.buffer
+        record: MessageRecord | None = None
         with (
-            log_scope(user_id=hold.owner_id, thread_id=hold.thread_id, message_id=hold.message_id),
+            log_scope(user_id=hold.owner_id, thread_id=hold.thread_id, message_id=message_id),
             self._tracing.span("answer") as span,
         ):
-            span.note({"threadgraph.message_id": str(hold.message_id), "threadgraph.thread_id": str(hold.thread_id)})
-            await self._run(generation, request, provider, span)
-
-    async def _run(self, generation: Generation, request: Callable[[], Any], provider: Provider, span: Span) -> None:
-        message_id, buffer = generation.hold.message_id, generation.buffer
-        started = time.monotonic()
-        record: MessageRecord | None = None
-        try:
-            end = await generation.read(request, provider)
-            record = await self._store(generation.hold, end)
-            # Also where the thread was deleted meanwhile: what was consumed is counted all the same.
-            await self._wakeups.ring(generation.hold.owner_id)
-            self.counts.count(end, generation.buffer, started, span, stored=record is not None)
-            log.info(
-                "answer ended",
-                extra={
-                    "status": end.status.value if record else "LOST",
-                    "seconds": round(time.monotonic() - started, 3),
-                },
-            )
-        finally:
-            # In this order: a reader that comes now finds the stored message, one that is here is told of it.
-            self._leases.release(message_id)
-            self._hub.remove(message_id)
-            self._running.pop(message_id, None)
-            if record is not None:
-                buffer.end(record)
-            else:
-                buffer.close()
+            span.note({"threadgraph.message_id": str(message_id), "threadgraph.thread_id": str(hold.thread_id)})
+            started = time.monotonic()
+            try:
+                end = await generation.read()
+                record = await self._store(hold, end)
+                # Also where the thread was deleted meanwhile: what was consumed is counted all the same.
+                await self._wakeups.ring(hold.owner_id)
+                self.counts.count(end, buffer, started, span, stored=record is not None)
+                log.info(
+                    "answer ended",
+                    extra={
+                        "status": end.status.value if record else "LOST",
+                        "seconds": round(time.monotonic() - started, 3),
+                    },
+                )
+            finally:
+                # In this order: a reader that comes now finds the stored message, one that is here is told of it.
+                self._leases.release(message_id)
+                self._hub.remove(message_id)
+                self._running.pop(message_id, None)
+                if record is not None:
+                    buffer.end(record)
+                else:
+                    buffer.close()
 
     async def _store(self, hold: StreamHold, end: AnswerEnd) -> MessageRecord | None:
         """Write the end until it holds: the lease keeps the stream ours meanwhile."""

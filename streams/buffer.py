@@ -22,9 +22,9 @@ from streams.cursor import CursorAheadError, cursor_prefix, end_cursor
 
 # A frame of more characters is cut in two, so that one catch-up cannot make a message that proxies refuse.
 MAX_DELTA_CHARS = 262_144
-# So many pieces of a part are joined to one, once: memory stays at the text and some hundred bytes for each 64 tokens
+# So many pieces of a part are joined to one, once: memory stays at the text and some hundred bytes for each 32 tokens
 # instead of a hundred for each token.
-JOINED_PIECES = 64
+JOINED_PIECES = 32
 
 
 class Delta(NamedTuple):
@@ -100,7 +100,8 @@ class StreamBuffer:
         self._signatures: dict[int, str] = {}
         self._unsigned = False
         self._joined = 0
-        self._waiters: set[asyncio.Future[None]] = set()
+        # No set: an empty one takes three times as much of each answer.
+        self._waiters: dict[asyncio.Future[None], None] = {}
         # In the order in which they came; and as they are called, None where that changed.
         self._followers: dict[Callable[[], None], None] = {}
         self._called: tuple[Callable[[], None], ...] | None = ()
@@ -225,11 +226,11 @@ class StreamBuffer:
         if self.length != offset or self.closed:
             return
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
     def attach(self, tell: Callable[[], None]) -> None:
         """Call this soon after each growth and after the close; what grows before that is told by the same call.
@@ -252,7 +253,7 @@ class StreamBuffer:
 
     def _wake(self) -> None:
         if self._waiters:
-            waiters, self._waiters = self._waiters, set()
+            waiters, self._waiters = self._waiters, {}
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
