@@ -118,5 +118,5 @@ async def test_a_model_that_does_not_let_go_is_waited_for_only_so_long(monkeypat
     assert model.cancelled.is_set()
     assert (end.status, end.failure) == (MessageStatus.STOPPED, None)
     model.ending.set()
-    left = [task for task in asyncio.all_tasks() if task.get_name().startswith("provider ")]
+    left = [task for task in asyncio.all_tasks() if task.get_name() == f"provider {written.hold.message_id}"]
     await asyncio.wait_for(asyncio.gather(*left), 10)
