@@ -265,9 +265,9 @@ class _Socket:
         task = self.serving = asyncio.current_task()
         assert task is not None
         try:
-            # No `async for`, which is a coroutine more for each socket.
-            while (message := await self._ws.receive()).type not in _CLOSES:
-                await self._hear(message)
+            # No `async for`: that is a coroutine more for each socket, and holds a message until the next one comes.
+            while await self._hear(await self._ws.receive()):
+                pass
         except (ClientConnectionResetError, ConnectionResetError):
             pass
         except asyncio.CancelledError:
@@ -287,7 +287,8 @@ class _Socket:
             # A cancelled task holds its frames, and so this.
             self._operations.clear()
 
-    async def _hear(self, message: WSMessage) -> None:
+    async def _hear(self, message: WSMessage) -> bool:
+        """Take one message; whether another may follow."""
         if message.type is WSMsgType.TEXT:
             await self._take(message.data)
         elif message.type is WSMsgType.BINARY:
@@ -295,6 +296,7 @@ class _Socket:
         elif message.type is WSMsgType.PING:
             await self._room()
             await self._ws.pong(message.data)
+        return message.type not in _CLOSES
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a code, from within `serve`; the client is given a moment to agree."""

@@ -119,7 +119,7 @@ class ServerCollector(Collector):
         )
         yield _counter("stream_resets", "Readers told that text they hold was lost with a server.", reading.resets)
         yield _counter("stream_stops", "Requests to stop an answer.", reading.stops)
-        lag = "From the append of a piece to its reader's socket, for one piece in 64."
+        lag = "From the append of a piece to its reader's socket, for one piece in 32."
         yield _histogram("stream_delivery_lag_seconds", lag, [], [((), reading.lag)])
 
     def _answers(self) -> Iterable[Metric]:

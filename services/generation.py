@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -120,7 +121,7 @@ class Generation:
         self._started = self._last_event = 0.0
         self._reading: asyncio.Task[_Outcome] | None = None
         self._through: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._forced: _Outcome | None = None
 
     async def read(self) -> AnswerEnd:
@@ -128,18 +129,20 @@ class Generation:
         loop = asyncio.get_running_loop()
         self._last_event = self._started = loop.time()
         self._through = loop.create_future()
-        self._reading = loop.create_task(self._consume(), name=f"provider {self.hold.message_id}")
-        self._reading.add_done_callback(self._let_through)
+        reading = self._reading = loop.create_task(self._consume(), name=f"provider {self.hold.message_id}")
+        reading.add_done_callback(self._let_through)
         if self._forced is not None:
-            self._let_go(self._reading)
+            self._let_go(reading)
         else:
             self._watch()
         try:
             await self._through
         finally:
+            # Whoever ends it from here on comes too late. And a task that was cancelled leads back to this.
+            self._reading = self._request = None
             if self._timer is not None:
                 self._timer.cancel()
-        outcome = self._outcome(self._reading)
+        outcome = self._outcome(reading)
         parts = self.buffer.parts()
         tokens = estimate(self._prompt_tokens, parts) if self._usage is None else reported_tokens(self._usage)
         return AnswerEnd(outcome.status, parts, outcome.failure, tokens, self._called_provider)
@@ -151,14 +154,21 @@ class Generation:
             if self._reading is not None:
                 self._let_go(self._reading)
 
-    def _watch(self) -> None:
-        """Wait for the nearest deadline with one timer an answer, set anew only when it rings."""
+    def _watch(self, *, over: bool = False) -> None:
+        """Wait for the nearest deadline with one timer an answer, set anew only when it rings.
+
+        Args:
+            over: it was over in the turn of the loop before. What had come by then, while the process was held, is
+                heard by now.
+        """
         loop = asyncio.get_running_loop()
         due = min(self._last_event + self._limits.idle_seconds, self._started + self._limits.total_seconds)
-        if loop.time() >= due:
-            self.end_early(MessageStatus.FAILED, _TIMEOUT)
-        else:
+        if loop.time() < due:
             self._timer = loop.call_at(due, self._watch)
+        elif not over:
+            self._timer = loop.call_soon(partial(self._watch, over=True))
+        else:
+            self.end_early(MessageStatus.FAILED, _TIMEOUT)
 
     def _let_go(self, reading: asyncio.Task[_Outcome]) -> None:
         """Close the provider's connection; one that does not let go is waited for so long and no longer."""

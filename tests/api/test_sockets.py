@@ -578,6 +578,21 @@ async def test_a_socket_that_has_ended_is_freed_without_the_garbage_collector(cl
         gc.enable()
 
 
+async def test_a_message_is_not_held_until_the_next_one_comes(client: Client) -> None:
+    text = orjson.dumps({"type": "ping", "payload": {"much": "x" * 100_000}}).decode()
+
+    def held() -> bool:
+        return any(type(one).__name__.startswith("WSMessage") and one[1] == text for one in gc.get_objects())
+
+    async with client.socket() as ws:
+        await hear(ws)
+        await ws.send_str(text)
+        assert (await hear(ws))["type"] == "pong"
+        async with asyncio.timeout(10):
+            while held():
+                await asyncio.sleep(0.01)
+
+
 async def test_an_operation_by_post_is_freed_without_the_garbage_collector(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import cast
@@ -94,6 +96,39 @@ async def test_a_model_that_is_silent_for_too_long_is_left(limit: str) -> None:
     assert end.failure is not None
     assert (end.status, end.failure.code) == (MessageStatus.FAILED, "PROVIDER_TIMEOUT")
     assert [part.text for part in end.parts] == ["word"]  # type: ignore[union-attr]
+
+
+async def test_what_came_in_time_is_heard_though_the_process_was_held_meanwhile() -> None:
+    model = Model()
+    written = answer(model, idle_seconds=0.05)
+    reading = asyncio.create_task(written.read())
+    await written.buffer.wait(0)
+    asyncio.get_running_loop().call_later(0.02, model.ending.set)
+    time.sleep(0.1)  # the fault
+    assert (await reading).status is MessageStatus.COMPLETE
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while it is written", "when it has ended"])
+async def test_an_answer_that_was_stopped_is_freed_without_the_garbage_collector(late: bool) -> None:
+    model = Model()
+    gc.collect()
+    gc.disable()
+    try:
+        written = answer(model)
+        reading = asyncio.create_task(written.read())
+        await written.buffer.wait(0)
+        if late:
+            model.ending.set()
+            await reading
+        written.end_early(MessageStatus.STOPPED, None)
+        end = await reading
+        held = weakref.ref(written), weakref.ref(written.buffer)
+        del written, reading
+        await asyncio.sleep(0)
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
+    assert end.status is (MessageStatus.COMPLETE if late else MessageStatus.STOPPED)
 
 
 async def test_an_answer_that_is_stopped_before_its_model_is_asked_asks_nobody() -> None:
