@@ -30,6 +30,7 @@ from services.generation import Generations
 from services.message_stream import MessageStream
 from services.sweeper import Sweeper
 from services.titles import Titles
+from streams.buffer import JOINED_PIECES
 from streams.channel import BroadcastChannel
 from streams.hub import Hub
 from streams.recovery import Reaper
@@ -119,7 +120,7 @@ class ServerCollector(Collector):
         )
         yield _counter("stream_resets", "Readers told that text they hold was lost with a server.", reading.resets)
         yield _counter("stream_stops", "Requests to stop an answer.", reading.stops)
-        lag = "From the append of a piece to its reader's socket, for one piece in 32."
+        lag = f"From the append of a piece to its reader's socket, for one piece in {JOINED_PIECES}."
         yield _histogram("stream_delivery_lag_seconds", lag, [], [((), reading.lag)])
 
     def _answers(self) -> Iterable[Metric]:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from models.database import Database, DatabaseUnavailableError
@@ -49,6 +49,8 @@ from streams.leases import LeaseKeeper
 from streams.tokens import Allowance, estimate
 
 log = logging.getLogger(__name__)
+
+RequestMaker: TypeAlias = "Callable[[], Awaitable[GenerationRequest]]"
 
 STOP_CHANNEL = "stop"
 _STOP_DEADLINE_SECONDS = 15.0
@@ -101,7 +103,7 @@ class Generation:
         self,
         hold: StreamHold,
         buffer: StreamBuffer,
-        request: Callable[[], Awaitable[GenerationRequest]],
+        request: RequestMaker,
         provider: Provider,
         limits: GenerationLimits,
         images: GeneratedImages,
@@ -109,7 +111,7 @@ class Generation:
         self.hold = hold
         self.buffer = buffer
         # Until it is made: what is asked is not to be held for as long as the answer takes.
-        self._request: Callable[[], Awaitable[GenerationRequest]] | None = request
+        self._request: RequestMaker | None = request
         self._provider = provider
         self._limits = limits
         self._images = images
@@ -120,7 +122,7 @@ class Generation:
         self._called_provider = False
         self._started = self._last_event = 0.0
         self._reading: asyncio.Task[_Outcome] | None = None
-        self._through: asyncio.Future[None] | None = None
+        self._through: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timer: asyncio.Handle | None = None
         self._forced: _Outcome | None = None
 
@@ -128,7 +130,6 @@ class Generation:
         """Stream the answer into the buffer and say how it ended. Never raises but for cancellation."""
         loop = asyncio.get_running_loop()
         self._last_event = self._started = loop.time()
-        self._through = loop.create_future()
         reading = self._reading = loop.create_task(self._consume(), name=f"provider {self.hold.message_id}")
         reading.add_done_callback(self._let_through)
         if self._forced is not None:
@@ -178,7 +179,7 @@ class Generation:
         self._timer = asyncio.get_running_loop().call_later(_CLOSE_DEADLINE_SECONDS, self._let_through)
 
     def _let_through(self, _: object = None) -> None:
-        if self._through is not None and not self._through.done():
+        if not self._through.done():
             self._through.set_result(None)
 
     def _outcome(self, reading: asyncio.Task[_Outcome]) -> _Outcome:
@@ -401,13 +402,7 @@ class Generations:
         """Begin to take stops from the channel."""
         await self._channel.listen(STOP_CHANNEL, self._on_stop)
 
-    def start(
-        self,
-        hold: StreamHold,
-        buffer: StreamBuffer,
-        request: Callable[[], Awaitable[GenerationRequest]],
-        provider: Provider,
-    ) -> None:
+    def start(self, hold: StreamHold, buffer: StreamBuffer, request: RequestMaker, provider: Provider) -> None:
         """Write an answer in a task of its own. The buffer is open in the hub already.
 
         Args:

@@ -22,7 +22,6 @@ from models.ids import IdKind, new_id, parse_id
 from server.metrics import ServerCollector
 from server.operations import MAX_NAMES, OTHER, UNNAMED, Operations
 from server.runtime import Server
-from streams.buffer import JOINED_PIECES
 from tests.client import Client, GraphQLErrors, connect
 from tests.conftest import make_database, test_settings
 from tests.process import ROOT
@@ -204,7 +203,7 @@ async def test_the_lag_of_delivery_is_sampled_and_plausible(caller: Client) -> N
     took = time.monotonic() - began
     await caller.stop(message_id)
     grew = Growth(before, await scrape(caller))
-    assert 1 <= grew("stream_delivery_lag_seconds_count") <= 1 + received / JOINED_PIECES + 1
+    assert 1 <= grew("stream_delivery_lag_seconds_count") <= 6, "one in 32"
     assert 0 <= grew("stream_delivery_lag_seconds_sum") < took
 
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import cast
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from models.records import MessageStatus
 from providers.base import Finish, FinishReason, GenerationRequest, ProviderEvent, TextDelta
 from services import generation
 from services.generated_images import GeneratedImages
-from services.generation import Generation, GenerationLimits
+from services.generation import Generation, GenerationLimits, RequestMaker
 from streams.buffer import StreamBuffer
 from streams.ending import StreamHold
 
@@ -58,7 +58,7 @@ async def asked() -> GenerationRequest:
 
 def answer(
     model: Model,
-    request: Callable[[], Awaitable[GenerationRequest]] = asked,
+    request: RequestMaker = asked,
     *,
     idle_seconds: float = 60,
     total_seconds: float = 60,
